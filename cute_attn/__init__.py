@@ -1,0 +1,1 @@
+"""Low-bit attention for NVIDIA GPUs since Ampere, in the CuTe DSL."""
