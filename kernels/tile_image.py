@@ -1,0 +1,166 @@
+"""The KV tile image of the warp-MMA INT8 kernels: where each byte of 64 quantised keys and values lies.
+
+A tile image is one contiguous block per 64 tokens that holds K, V and K's scales in the order in which ldmatrix and
+mma.sync.m16n8k32 read them, so that an attention kernel copies whole blocks with 16-byte copies and permutes nothing.
+
+    byte 0           K: planes of 32 dims            [D/32][64 rows][32 B]
+    byte 64·D        V transposed: planes of 32 tokens  [2][D rows][32 B]
+    byte 128·D       scale c of every key token      [64] float32, natural token order
+    byte 128·D+256   −12582912·c of every key token  [64] float32, natural token order
+
+Two permutations live in the row order, both chosen so that no register is ever moved between lanes:
+
+* K: within 16 tokens, column j of n8 tile n of the Q·Kᵀ accumulator is token 4·(j>>1) + 2·n + (j&1). The accumulator of
+  Q·Kᵀ is then, lane by lane, the 8-bit A operand of P·V with the tokens of V in natural order.
+* V: within 32 channels, column 2t+e of n8 tile n of the P·V accumulator is channel 8t+2n+e, so that the four n8 tiles
+  of a lane hold 8 consecutive channels of the output: one 16-byte store of 16-bit floats.
+
+Swizzle<1,4,3> exchanges the two 16-byte chunks of a 32-byte row where bit 2 of the row is set: the eight rows that one
+ldmatrix phase reads then fall into eight different groups of four banks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import cutlass.cute as cute
+
+__all__ = ["SCORE_MAGIC", "TILE_TOKENS", "StaticLayout", "TileImage"]
+
+TILE_TOKENS = 64
+
+SCORE_MAGIC = 12582912.0
+"""1.5·2^23. Its float32 bits are 0x4B400000: an int32 accumulator that starts there reads as the float SCORE_MAGIC + S."""
+
+_CHUNK_SWIZZLE = (1, 4, 3)
+_ROW_BYTES = 32
+
+Nested = int | tuple["Nested", ...]
+
+
+def _evaluate(index: int, shape: Nested, stride: Nested) -> int:
+    """CuTe's map of a one-dimensional coordinate through one mode, leftmost submode fastest."""
+    if isinstance(shape, int):
+        assert isinstance(stride, int)
+        return index * stride
+    assert isinstance(stride, tuple)
+    offset = 0
+    for extent, step in zip(shape, stride, strict=True):
+        size = _size(extent)
+        offset += _evaluate(index % size, extent, step)
+        index //= size
+    return offset
+
+
+def _size(shape: Nested) -> int:
+    return shape if isinstance(shape, int) else prod(_size(mode) for mode in shape)
+
+
+@dataclass(frozen=True)
+class StaticLayout:
+    """A CuTe layout as plain numbers: Swizzle<bits, base, shift> ∘ (shape : stride), both usable without a compiler.
+
+    Calling it with one integer coordinate per top-level mode gives the offset; `cute()` gives the same to a kernel.
+    """
+
+    shape: tuple[Nested, ...]
+    stride: tuple[Nested, ...]
+    swizzle: tuple[int, int, int] | None = None
+
+    def extents(self) -> tuple[int, ...]:
+        """Size of every top-level mode."""
+        return tuple(_size(mode) for mode in self.shape)
+
+    def __call__(self, *coordinate: int) -> int:
+        """Offset of ``coordinate``. Raises IndexError outside the layout's domain."""
+        extents = self.extents()
+        if len(coordinate) != len(extents) or any(not 0 <= c < e for c, e in zip(coordinate, extents, strict=True)):
+            raise IndexError(f"coordinate {coordinate} is outside {extents}")
+        offset = sum(_evaluate(c, s, d) for c, s, d in zip(coordinate, self.shape, self.stride, strict=True))
+        if self.swizzle is None:
+            return offset
+        bits, base, shift = self.swizzle
+        return offset ^ ((offset >> shift) & (((1 << bits) - 1) << base))
+
+    def cute(self) -> Any:
+        """The layout as a `cute.Layout`, or `cute.ComposedLayout` if swizzled; only while a kernel is being traced."""
+        layout = cute.make_layout(self.shape, stride=self.stride)
+        if self.swizzle is None:
+            return layout
+        return cute.make_composed_layout(cute.make_swizzle(*self.swizzle), 0, layout)
+
+
+@dataclass(frozen=True)
+class TileImage:
+    """Layout of one KV tile image; see the module's text for the picture.
+
+    head_dim: D, a multiple of 32. All offsets are bytes from the start of the tile, which is 16-byte aligned in global
+    and 256-byte aligned in shared memory (the swizzle looks at address bit 7).
+    """
+
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        if reason := self.can_implement(self.head_dim):
+            raise ValueError(reason)
+
+    @staticmethod
+    def can_implement(head_dim: int) -> str | None:
+        """None, or why there is no tile image for this head dim."""
+        if head_dim <= 0 or head_dim % _ROW_BYTES:
+            return f"head dim {head_dim} is not a positive multiple of {_ROW_BYTES}"
+        return None
+
+    @property
+    def k_offset(self) -> int:
+        return 0
+
+    @property
+    def v_offset(self) -> int:
+        return TILE_TOKENS * self.head_dim
+
+    @property
+    def scale_offset(self) -> int:
+        return 2 * TILE_TOKENS * self.head_dim
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one tile: 128·D + 512."""
+        return self.scale_offset + 2 * 4 * TILE_TOKENS
+
+    @property
+    def k(self) -> StaticLayout:
+        """(token, dim) -> byte from `k_offset`. Token bits (b0, b1, b3b2) have row strides (1, 8, 2)."""
+        row = _ROW_BYTES
+        return StaticLayout(
+            ((2, 2, 4, TILE_TOKENS // 16), (row, self.head_dim // row)),
+            ((row, 8 * row, 2 * row, 16 * row), (1, TILE_TOKENS * row)),
+            _CHUNK_SWIZZLE,
+        )
+
+    @property
+    def v(self) -> StaticLayout:
+        """(channel, token) -> byte from `v_offset`. Channel bits (b0, b2b1, b4b3) have row strides (1, 8, 2)."""
+        row = _ROW_BYTES
+        return StaticLayout(
+            ((2, 4, 4, self.head_dim // row), (row, TILE_TOKENS // row)),
+            ((row, 8 * row, 2 * row, 32 * row), (1, self.head_dim * row)),
+            _CHUNK_SWIZZLE,
+        )
+
+    @property
+    def scales(self) -> StaticLayout:
+        """(row, token) -> float32 index from `scale_offset`: row 0 holds c, row 1 holds −SCORE_MAGIC·c."""
+        return StaticLayout((2, TILE_TOKENS), (TILE_TOKENS, 1))
+
+    @property
+    def score_tokens(self) -> StaticLayout:
+        """(column, n8 tile) of the Q·Kᵀ accumulator -> token: what `k`'s row order means after the MMA."""
+        return StaticLayout(((2, 4), (2, TILE_TOKENS // 16)), ((1, 4), (2, 16)))
+
+    @property
+    def output_channels(self) -> StaticLayout:
+        """(column, n8 tile) of the P·V accumulator -> channel: what `v`'s row order means after the MMA."""
+        return StaticLayout(((2, 4), (4, self.head_dim // 32)), ((1, 8), (2, 32)))
