@@ -1,0 +1,73 @@
+"""Recipes: what is quantised, to what, with which scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+__all__ = ["RECIPES", "Recipe", "as_recipe", "recipes"]
+
+_ALLOWED: dict[str, tuple[object, ...]] = {
+    "qk_format": ("int8",),
+    "qk_scale": ("token",),
+    "smooth_k": (True,),
+    "pv_format": ("int8",),
+    "v_scale": ("channel", "tensor"),
+    "accumulate": ("int32",),
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one attention forward is quantised.
+
+    name:       the preset this recipe is, or was made from
+    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127)
+    qk_scale:   one scale per "token" of Q and K
+    smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
+                (SageAttention, arXiv 2410.02367, section 4.2)
+    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127)
+    v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head)
+    accumulate: accumulator of O = P·V: "int32", rescaled by shifts
+
+    Raises ValueError when a field holds a value that is not offered.
+    """
+
+    name: str
+    qk_format: str = "int8"
+    qk_scale: str = "token"
+    smooth_k: bool = True
+    pv_format: str = "int8"
+    v_scale: str = "channel"
+    accumulate: str = "int32"
+
+    def __post_init__(self) -> None:
+        for field, allowed in _ALLOWED.items():
+            value = getattr(self, field)
+            if value not in allowed:
+                raise ValueError(f"recipe.{field}={value!r} is not offered; use {' or '.join(map(repr, allowed))}")
+
+    def replace(self, **changes: object) -> Recipe:
+        """This recipe with some fields changed, for example ``recipes()["int8"].replace(v_scale="tensor")``."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+RECIPES: dict[str, Recipe] = {r.name: r for r in (Recipe("int8"),)}
+
+
+def recipes() -> dict[str, Recipe]:
+    """The named presets that work in this release, by name."""
+    return dict(RECIPES)
+
+
+def as_recipe(recipe: str | Recipe) -> Recipe:
+    """A preset's name, or a `Recipe`, as a `Recipe`.
+
+    Raises ValueError for an unknown name (the error lists the presets), TypeError for anything else.
+    """
+    if isinstance(recipe, Recipe):
+        return recipe
+    if not isinstance(recipe, str):
+        raise TypeError(f"recipe must be a preset's name or a Recipe, got {type(recipe).__name__}")
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe={recipe!r} is not known; use one of {', '.join(map(repr, RECIPES))}")
+    return RECIPES[recipe]
