@@ -32,7 +32,7 @@ __all__ = ["SCORE_MAGIC", "TILE_TOKENS", "StaticLayout", "TileImage"]
 TILE_TOKENS = 64
 
 SCORE_MAGIC = 12582912.0
-"""1.5·2^23. Its float32 bits are 0x4B400000: an int32 accumulator that starts there reads as the float SCORE_MAGIC + S."""
+"""1.5·2^23, float32 bits 0x4B400000: an int32 accumulator that starts there reads as the float SCORE_MAGIC + S."""
 
 _CHUNK_SWIZZLE = (1, 4, 3)
 _ROW_BYTES = 32
