@@ -17,7 +17,9 @@ COMMANDS = {
 
 
 def build_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cute-attn", description="Low-bit attention in the CuTe DSL, with or without a GPU.")
+    parser = argparse.ArgumentParser(
+        prog="cute-attn", description="Low-bit attention in the CuTe DSL, with or without a GPU."
+    )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, summary in COMMANDS.items():

@@ -55,6 +55,6 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Multiply-adds counted twice, 4·B·Hq·Sq·Sk·D, half of it when causal: the field's convention for TFLOPS and TOPS."""
+        """4·B·Hq·Sq·Sk·D, half of it when causal: the field's convention for TFLOPS and TOPS."""
         full = 4 * self.batch * self.heads * self.seq_q * self.seq_k * self.head_dim
         return full // 2 if self.causal else full

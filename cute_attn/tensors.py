@@ -35,7 +35,9 @@ def like(original: Any, result: torch.Tensor) -> Any:
 def dtype_name(tensor: torch.Tensor, name: str) -> str:
     """ "float16" or "bfloat16". Raises TypeError, naming the argument, for any other element type."""
     if tensor.dtype not in _DTYPE_NAMES:
-        raise TypeError(f"{name} has dtype {tensor.dtype}; use torch.float16 or torch.bfloat16 (for example {name}.half())")
+        raise TypeError(
+            f"{name} has dtype {tensor.dtype}; use torch.float16 or torch.bfloat16 (for example {name}.half())"
+        )
     return _DTYPE_NAMES[tensor.dtype]
 
 

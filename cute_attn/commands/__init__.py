@@ -1,1 +1,4 @@
-"""The subcommands of ``cute-attn``: one module each, with ``add_arguments(parser)`` and ``run(arguments) -> exit status``."""
+"""The subcommands of ``cute-attn``: one module each.
+
+A module has ``add_arguments(parser)`` and ``run(arguments)``, which returns the exit status.
+"""

@@ -96,7 +96,7 @@ def read_text(path: Path | None) -> tuple[str, str]:
     """The text to embed and what to call it."""
     if path is not None:
         return path.read_text(encoding="utf-8"), str(path)
-    description = metadata.metadata("cute-attn").get_payload()
+    description = metadata.metadata("cute-attn").json.get("description")
     if not isinstance(description, str) or not description.strip():
         raise SystemExit("the installed package carries no README; pass --text FILE")
     return description, "this package's README"

@@ -1,0 +1,96 @@
+"""Checks of the callers' arguments that the public functions share. Every refusal names the argument and what to do."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+from cute_attn import jit, tensors
+from cute_attn.arch import Arch, arch_for_capability, arch_from_name
+from cute_attn.problem import LAYOUTS
+
+__all__ = ["check_input", "check_out", "resolve_arch", "same_device"]
+
+EMULATOR_ARCH = "sm_80"
+"""What the emulator runs when the caller names no arch: the oldest target, whose code every later chip's resembles."""
+
+
+def check_input(array: Any, name: str, layout: str) -> torch.Tensor:
+    """``array`` as a torch tensor view [B, H, S, D]; raises TypeError or ValueError as `attention` documents."""
+    tensor = tensors.as_torch(array, name)
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not known; use {' or '.join(map(repr, LAYOUTS))}")
+    if tensor.dim() != 4:
+        axes = ", ".join(layout.upper())
+        raise ValueError(f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; use 4: [{axes}]")
+    tensors.dtype_name(tensor, name)
+    if tensor.stride(3) != 1 and tensor.shape[3] > 1:
+        raise ValueError(
+            f"{name} has stride {tensor.stride(3)} along the head dim; it must be contiguous there: {name}.contiguous()"
+        )
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            f"{name} requires grad, and there is no backward yet: call under torch.no_grad(), or pass {name}.detach()"
+        )
+    return tensors.to_bhsd(tensor, layout)
+
+
+def check_out(out: Any, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
+    """The caller's output tensor as a view [B, H, S, D] of ``shape``."""
+    if not isinstance(out, torch.Tensor):
+        raise TypeError(f"out must be a torch tensor, got {type(out).__name__}")
+    view = check_input(out, "out", layout)
+    if tuple(view.shape) != shape:
+        raise ValueError(f"out has shape {tuple(view.shape)} as [B, H, S, D]; the output has {shape}")
+    if view.dtype != dtype:
+        raise TypeError(f"out is {view.dtype}; the output has q's dtype {dtype}")
+    if tensors.overlaps_itself(view):
+        raise ValueError(f"out has strides {view.stride()}: several elements share memory; pass a tensor of its own")
+    return view
+
+
+def same_device(**named: torch.Tensor) -> None:
+    """Raises ValueError unless all tensors are on one device, and that device belongs to the backend in use."""
+    (first, tensor), *rest = named.items()
+    for name, other in rest:
+        if other.device != tensor.device:
+            raise ValueError(f"{first} is on {tensor.device} and {name} on {other.device}; move them to one device")
+    backend = jit.backend()
+    needed = "cuda" if backend == "cuda" else "cpu"
+    if tensor.device.type != needed:
+        instead = (
+            f"move it to the GPU ({first}.cuda()), or set CUTE_ATTN_BACKEND=emulator"
+            if needed == "cuda"
+            else f"move it to the CPU ({first}.cpu()), or set CUTE_ATTN_BACKEND=cuda"
+        )
+        raise ValueError(f"{first} is on {tensor.device}, but the {backend} backend takes {needed} tensors; {instead}")
+
+
+@functools.lru_cache(maxsize=64)
+def _device_arch(device: torch.device) -> Arch:
+    return arch_for_capability(torch.cuda.get_device_capability(device))
+
+
+@functools.lru_cache(maxsize=64)
+def _checked_arch(name: str, device: torch.device) -> Arch:
+    arch = arch_from_name(name)
+    if device.type == "cuda":
+        capability = torch.cuda.get_device_capability(device)
+        if not arch.runs_on(capability):
+            raise ValueError(
+                f"arch={name!r} does not run on {device} (compute capability {capability[0]}.{capability[1]}); "
+                f"use arch=None or {arch_for_capability(capability).name!r}"
+            )
+    return arch
+
+
+def resolve_arch(arch: str | None, tensor: torch.Tensor) -> Arch:
+    """The target to compile for: the caller's choice if it runs on the tensor's device, or that device's own.
+
+    CPU tensors (the emulator) can take any target; without a choice it is `EMULATOR_ARCH`.
+    """
+    if arch is not None:
+        return _checked_arch(arch, tensor.device)
+    return _device_arch(tensor.device) if tensor.device.type == "cuda" else arch_from_name(EMULATOR_ARCH)

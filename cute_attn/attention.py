@@ -1,0 +1,183 @@
+"""`attention`: the call that takes the place of ``torch.nn.functional.scaled_dot_product_attention``."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from cute_attn import dispatch, kernel_calls, tensors
+from cute_attn.arguments import check_input, check_out, resolve_arch, same_device
+from cute_attn.problem import LAYOUTS, Problem
+from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, quantize_key_value, quantize_query
+from cute_attn.recipe import Recipe, as_recipe
+from cute_attn.tile_config import TileConfig
+
+__all__ = ["attention"]
+
+DEFAULT_RECIPE = "int8"
+_LOG2_E = math.log2(math.e)
+
+
+def attention(
+    q: Any,
+    k: Any,
+    v: Any = None,
+    *,
+    recipe: str | Recipe | None = None,
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    layout: str = "bhsd",
+    return_lse: bool = False,
+    out: torch.Tensor | None = None,
+    arch: str | None = None,
+    config: TileConfig | None = None,
+) -> Any:
+    """softmax(softmax_scale · Q·Kᵀ) · V, computed in low precision.
+
+    q:             [B, Hq, Sq, D] float16 or bfloat16, or a `QuantizedQuery`
+    k, v:          [B, Hkv, Sk, D], same dtype; Hq a multiple of Hkv (grouped-query attention). Or k a
+                   `QuantizedKeyValue`, and v left out. Any strides with a contiguous head dim; torch tensors, or arrays
+                   with ``__dlpack__`` (NumPy, CuPy, JAX), in which case the results are arrays of the same kind
+    recipe:        preset name (see `recipes`) or `Recipe`; None is the recipe of the quantised inputs, or "int8"
+    causal:        query i sees the keys j ≤ i + Sk − Sq (aligned bottom-right)
+    softmax_scale: ≥ 0; None is D**-0.5
+    layout:        "bhsd", or "bshd" for q, k, v and out as [B, S, H, D]
+    return_lse:    also return the log-sum-exp of the scaled scores: float32 [B, Hq, Sq] in either layout, natural log
+    out:           tensor to fill and return, of q's shape, dtype and device; any strides with a contiguous head dim
+    arch:          GPU target to compile for; None is the device's own (the emulator's: sm_80)
+    config:        `TileConfig`; None is chosen from the problem's shape
+
+    Returns the output, of q's shape and dtype, or (output, lse). A row that sees no key is 0, its LSE −inf. An inf or
+    NaN in a row of Q makes that row NaN; one in K makes NaN of its KV head's outputs, one in V of its channel.
+    Runs on the current CUDA stream of q's device without synchronising it, and can be captured in a CUDA graph.
+
+    Raises TypeError (not an array, wrong or mixed dtype), ValueError (shapes, strides, devices, unknown names),
+    NotImplementedError (a combination without a kernel; the message says what to use), RuntimeError (an input requires
+    grad: there is no backward).
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not known; use {' or '.join(map(repr, LAYOUTS))}")
+    if config is not None and not isinstance(config, TileConfig):
+        raise TypeError(f"config must be a TileConfig, got {type(config).__name__}")
+    chosen = _recipe(recipe, q, k)
+    queries = q if isinstance(q, QuantizedQuery) else check_input(q, "q", layout)
+    keys, values = _key_value(k, v, layout)
+    problem = _problem(queries, keys, values, causal)
+    scale = _softmax_scale(softmax_scale, problem.head_dim)
+    _same_device(queries, keys, values, out)
+    target = resolve_arch(arch, _memory(queries))
+    if reason := dispatch.refusal(chosen, target, problem, config):
+        raise NotImplementedError(reason)
+
+    result, view = _output(out, queries, problem, layout)
+    shape = (problem.batch, problem.heads, problem.seq_q)
+    lse = torch.empty(shape, dtype=torch.float32, device=view.device) if return_lse else None
+    if problem.seq_k == 0:
+        view.zero_()
+        if lse is not None:
+            lse.fill_(-math.inf)
+    elif view.numel():
+        if isinstance(keys, torch.Tensor):
+            keys = quantize_key_value(keys, values, recipe=chosen, arch=target.name)
+        if isinstance(queries, torch.Tensor):
+            queries = quantize_query(queries, keys, arch=target.name)
+        kernel_calls.attention_forward(
+            (queries.data, queries.scale, queries.bias),
+            (keys.image, keys.v_scale),
+            problem,
+            config or dispatch.default_config(problem),
+            target.name,
+            scale * _LOG2_E,
+            view,
+            lse,
+        )
+    returned = result if out is not None else tensors.like(q, result)
+    return returned if lse is None else (returned, tensors.like(q, lse))
+
+
+def _recipe(recipe: str | Recipe | None, q: Any, k: Any) -> Recipe:
+    """The recipe of this call; quantised inputs must agree with it."""
+    chosen = None if recipe is None else as_recipe(recipe)
+    for name, x in (("k", k), ("q", q)):
+        if isinstance(x, (QuantizedQuery, QuantizedKeyValue)):
+            if chosen is not None and x.recipe != chosen:
+                raise ValueError(f"{name} was quantised as {x.recipe}, this call asks for {chosen}; quantise it again")
+            chosen = x.recipe
+    if isinstance(q, QuantizedQuery) and not isinstance(k, QuantizedKeyValue):
+        raise TypeError("q is a QuantizedQuery, whose bias belongs to quantised keys: pass the QuantizedKeyValue as k")
+    if isinstance(q, QuantizedQuery) and q.k_mean is not k.k_mean:
+        raise ValueError("q was quantised for other keys than k (another K mean); use quantize_query(q, k)")
+    return chosen or as_recipe(DEFAULT_RECIPE)
+
+
+def _key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor | QuantizedKeyValue, torch.Tensor | None]:
+    if isinstance(k, QuantizedKeyValue):
+        if v is not None:
+            raise TypeError("k is a QuantizedKeyValue, which holds V too: leave v out")
+        return k, None
+    if v is None:
+        raise TypeError("v is missing; it may be left out only when k is a QuantizedKeyValue")
+    keys, values = check_input(k, "k", layout), check_input(v, "v", layout)
+    if keys.shape != values.shape:
+        raise ValueError(
+            f"k has shape {tuple(keys.shape)} and v {tuple(values.shape)} as [B, H, S, D]; they must be equal"
+        )
+    return keys, values
+
+
+def _problem(
+    q: torch.Tensor | QuantizedQuery, k: torch.Tensor | QuantizedKeyValue, v: torch.Tensor | None, causal: bool
+) -> Problem:
+    shape = _memory(q).shape
+    batch, kv_heads, seq_k, head_dim = (
+        (*k.image.shape[:2], k.seq_k, k.head_dim) if isinstance(k, QuantizedKeyValue) else k.shape
+    )
+    if shape[0] != batch or shape[3] != head_dim:
+        raise ValueError(
+            f"q has batch {shape[0]} and head_dim {shape[3]}, k has batch {batch} and head_dim {head_dim}; "
+            "they must be equal"
+        )
+    for name, x in (("k", k), ("v", v)):
+        if x is not None and x.dtype != q.dtype:
+            raise TypeError(f"q is {q.dtype} and {name} is {x.dtype}; convert one of them")
+    return Problem(
+        batch, shape[1], kv_heads, shape[2], seq_k, head_dim, str(q.dtype).removeprefix("torch."), bool(causal)
+    )
+
+
+def _softmax_scale(softmax_scale: float | None, head_dim: int) -> float:
+    if softmax_scale is None:
+        return head_dim**-0.5
+    scale = float(softmax_scale)
+    if not 0.0 <= scale < math.inf:
+        raise ValueError(
+            f"softmax_scale={softmax_scale!r}; use a finite number ≥ 0 (negate q instead of a negative scale)"
+        )
+    return scale
+
+
+def _memory(x: torch.Tensor | QuantizedQuery | QuantizedKeyValue) -> torch.Tensor:
+    """A tensor that stands for ``x`` where device and shape are asked for."""
+    if isinstance(x, QuantizedQuery):
+        return x.data
+    return x.image if isinstance(x, QuantizedKeyValue) else x
+
+
+def _same_device(q: Any, k: Any, v: torch.Tensor | None, out: torch.Tensor | None) -> None:
+    named = {"q": _memory(q), "k": _memory(k)}
+    named |= {name: x for name, x in (("v", v), ("out", out)) if isinstance(x, torch.Tensor)}
+    same_device(**named)
+
+
+def _output(
+    out: torch.Tensor | None, q: torch.Tensor | QuantizedQuery, problem: Problem, layout: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tensor to return, in the caller's layout, and its [B, H, S, D] view."""
+    shape = (problem.batch, problem.heads, problem.seq_q, problem.head_dim)
+    if out is not None:
+        return out, check_out(out, shape, q.dtype, layout)
+    order = shape if layout == "bhsd" else (shape[0], shape[2], shape[1], shape[3])
+    result = torch.empty(order, dtype=q.dtype, device=_memory(q).device)
+    return result, tensors.to_bhsd(result, layout)

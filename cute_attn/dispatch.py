@@ -1,0 +1,121 @@
+"""Which kernel serves a (recipe, problem, arch): one table, and one reason for every refusal."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cute_attn.arch import Arch, arch_from_name
+from cute_attn.problem import Problem
+from cute_attn.recipe import Recipe, as_recipe
+from cute_attn.tile_config import TileConfig
+
+if TYPE_CHECKING:
+    from cute_attn.kernels.attention_sm80 import AttentionConfig
+
+__all__ = ["Support", "attention_config", "default_config", "quantizer_refusal", "refusal", "supports"]
+
+
+@dataclass(frozen=True)
+class Support:
+    """The answer of `supports`: true if there is a kernel, otherwise ``reason`` says why not and what to use instead."""
+
+    reason: str | None = None
+
+    def __bool__(self) -> bool:
+        return self.reason is None
+
+
+@dataclass(frozen=True)
+class _Family:
+    """Kernels that share a main loop: what they serve."""
+
+    qk_format: str
+    pv_format: str
+    archs: tuple[str, ...]
+    head_dims: tuple[int, ...]
+
+
+_FAMILIES = (
+    # Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
+    _Family("int8", "int8", ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a"), (32, 64, 128)),
+)
+
+
+def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: TileConfig | None = None) -> str | None:
+    """None if a kernel serves this call, else the reason, with what to use instead."""
+    families = [f for f in _FAMILIES if (f.qk_format, f.pv_format) == (recipe.qk_format, recipe.pv_format)]
+    here = [f for f in families if arch.name in f.archs]
+    if not here:
+        elsewhere = ", ".join(name for f in families for name in f.archs)
+        return f"recipe {recipe.name!r} has no kernel for {arch.name} ({arch.gpus}); it runs on {elsewhere}"
+    family = here[0]
+    if problem.head_dim not in family.head_dims:
+        fits = [d for d in family.head_dims if d > problem.head_dim]
+        instead = (
+            f"pad Q, K and V with zeros to {fits[0]} and pass softmax_scale={problem.head_dim}**-0.5"
+            if fits
+            else "use torch.nn.functional.scaled_dot_product_attention"
+        )
+        offered = ", ".join(map(str, family.head_dims))
+        return f"head_dim={problem.head_dim} has no kernel in recipe {recipe.name!r} (there are {offered}); {instead}"
+    tile = config or default_config(problem)
+    return _kernel_refusal(problem.head_dim, problem.dtype, problem.causal, tile, arch)
+
+
+def supports(recipe: str | Recipe, arch: str, problem: Problem, config: TileConfig | None = None) -> Support:
+    """Whether a kernel serves ``problem`` with ``recipe`` on ``arch`` ("sm_80" ...), and if not, why.
+
+    Raises ValueError for names that are not known at all.
+    """
+    return Support(refusal(as_recipe(recipe), arch_from_name(arch), problem, config))
+
+
+def quantizer_refusal(recipe: Recipe, arch: Arch, head_dim: int) -> str | None:
+    """None if Q, K and V of that head dim can be quantised for a kernel on ``arch``, else the reason."""
+    probe = Problem(batch=1, heads=1, kv_heads=1, seq_q=1, seq_k=1, head_dim=head_dim, dtype="float16")
+    return refusal(recipe, arch, probe)
+
+
+def default_config(problem: Problem) -> TileConfig:
+    """The tile config for a problem nobody has tuned: the fewest warps whose rows hold all of Q, at most four."""
+    for warps in (1, 2):
+        if problem.seq_q <= 32 * warps:
+            return TileConfig(warps=warps)
+    return TileConfig()
+
+
+def attention_config(
+    head_dim: int, dtype: str, causal: bool, tile: TileConfig, *, has_lse: bool, out_align: int
+) -> AttentionConfig:
+    """The attention kernel's own static configuration."""
+    from cute_attn.kernels.attention_sm80 import AttentionConfig
+
+    return AttentionConfig(
+        head_dim=head_dim,
+        out_dtype=dtype,
+        causal=causal,
+        has_lse=has_lse,
+        out_align=out_align,
+        warps=tile.warps,
+        m_tiles=tile.m_tiles,
+        stages=tile.stages,
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _kernel_refusal(head_dim: int, dtype: str, causal: bool, tile: TileConfig, arch: Arch) -> str | None:
+    """What the kernel class itself, or the chip's shared memory, has against this tile config."""
+    from cute_attn.kernels.attention_sm80 import AttentionSm80
+
+    kernel_config = attention_config(head_dim, dtype, causal, tile, has_lse=True, out_align=16)
+    if reason := AttentionSm80.can_implement(kernel_config):
+        return f"{tile}: {reason}"
+    needed = AttentionSm80(kernel_config).shared_bytes
+    if needed > arch.shared_bytes:
+        return (
+            f"{tile} needs {needed} bytes of shared memory per CTA, {arch.name} has {arch.shared_bytes}; "
+            "use fewer stages or warps"
+        )
+    return None

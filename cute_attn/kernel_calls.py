@@ -1,0 +1,112 @@
+"""From checked tensors to kernels: allocate results, find the loaded kernel, call it on the caller's stream."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cute_attn import jit, tensors
+from cute_attn.dispatch import attention_config
+from cute_attn.problem import Problem
+from cute_attn.recipe import Recipe
+from cute_attn.tile_config import TileConfig
+
+__all__ = ["attention_forward", "key_value_tiles", "query_rows"]
+
+_DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+@functools.lru_cache(maxsize=256)
+def _key_value_kernels(
+    head_dim: int, dtype: torch.dtype, align: int, v_scale: str, arch: str, backend: str
+) -> tuple[Callable[..., Any], ...]:
+    from cute_attn.kernels.quantize_key_value import KeyValueTiles
+    from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
+    from cute_attn.kernels.rows import QuantizerConfig
+
+    rows = QuantizerConfig(head_dim, _DTYPE_NAMES[dtype], align)
+    return (
+        jit.load(KeyValueStatistics, rows, arch, backend),
+        jit.load(FinishStatistics, StatisticsConfig(head_dim, v_scale), arch, backend),
+        jit.load(KeyValueTiles, rows, arch, backend),
+    )
+
+
+def key_value_tiles(
+    k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: str
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """image, v_scale and k_mean of K and V [B, Hkv, Sk, D], as `QuantizedKeyValue` describes them."""
+    from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
+    from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
+
+    batch, heads, seq_k, head_dim = k.shape
+    align = min(tensors.alignment(k), tensors.alignment(v))
+    statistics, finish, tiles = _key_value_kernels(head_dim, k.dtype, align, recipe.v_scale, arch, jit.backend())
+    chunks = -(-seq_k // CHUNK_TOKENS)
+    partials = torch.empty((2, batch, heads, chunks, head_dim), dtype=torch.float32, device=k.device)
+    k_mean, v_scale = torch.empty((2, batch, heads, head_dim), dtype=torch.float32, device=k.device)
+    image = torch.empty(
+        (batch, heads, -(-seq_k // TILE_TOKENS), TileImage(head_dim).nbytes), dtype=torch.uint8, device=k.device
+    )
+    statistics(k, v, partials[0], partials[1])
+    finish(partials[0], partials[1], k_mean, v_scale, seq_k)
+    tiles(k, v, k_mean, v_scale, image)
+    return image, v_scale, k_mean
+
+
+@functools.lru_cache(maxsize=256)
+def _query_kernel(head_dim: int, dtype: torch.dtype, align: int, arch: str, backend: str) -> Callable[..., Any]:
+    from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
+    from cute_attn.kernels.rows import QuantizerConfig
+
+    return jit.load(QueryRows, QueryConfig(QuantizerConfig(head_dim, _DTYPE_NAMES[dtype], align)), arch, backend)
+
+
+def query_rows(q: torch.Tensor, k_mean: torch.Tensor, arch: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """data, scale and bias of Q [B, Hq, Sq, D], as `QuantizedQuery` describes them."""
+    kernel = _query_kernel(q.shape[3], q.dtype, tensors.alignment(q), arch, jit.backend())
+    data = torch.empty(q.shape, dtype=torch.int8, device=q.device)
+    scale, bias = torch.empty((2, *q.shape[:3]), dtype=torch.float32, device=q.device)
+    if data.numel():
+        kernel(q, k_mean, data, scale, bias)
+    return data, scale, bias
+
+
+@functools.lru_cache(maxsize=256)
+def _attention_kernel(
+    head_dim: int,
+    dtype: torch.dtype,
+    causal: bool,
+    has_lse: bool,
+    align: int,
+    tile: TileConfig,
+    arch: str,
+    backend: str,
+) -> Callable[..., Any]:
+    from cute_attn.kernels.attention_sm80 import AttentionSm80
+
+    config = attention_config(head_dim, _DTYPE_NAMES[dtype], causal, tile, has_lse=has_lse, out_align=align)
+    return jit.load(AttentionSm80, config, arch, backend)
+
+
+def attention_forward(
+    query: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    key_value: tuple[torch.Tensor, torch.Tensor],
+    problem: Problem,
+    tile: TileConfig,
+    arch: str,
+    softmax_scale_log2: float,
+    out: torch.Tensor,
+    lse: torch.Tensor | None,
+) -> None:
+    """Fills ``out`` [B, Hq, Sq, D] and, if given, ``lse`` float32 [B, Hq, Sq].
+
+    query: data, scale, bias; key_value: image, v_scale; softmax_scale_log2: softmax_scale · log2(e).
+    """
+    kernel = _attention_kernel(
+        problem.head_dim, out.dtype, problem.causal, lse is not None, tensors.alignment(out), tile, arch, jit.backend()
+    )
+    kernel(*query, *key_value, out, lse, problem.seq_k, softmax_scale_log2)
