@@ -1,0 +1,62 @@
+"""KV tile images from and to plain tensors, by the same layouts that the kernels use."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+
+from cute_attn.kernels.tile_image import SCORE_MAGIC, TILE_TOKENS, TileImage
+
+__all__ = ["pack_tile_images", "unpack_tile_images"]
+
+
+@lru_cache(maxsize=16)
+def _places(head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Byte of K's (token, dim) and of V's (token, channel) inside a tile: two int64 [64, D] tensors."""
+    image = TileImage(head_dim)
+    tokens, dims = range(TILE_TOKENS), range(head_dim)
+    k = [[image.k_offset + image.k(t, d) for d in dims] for t in tokens]
+    v = [[image.v_offset + image.v(d, t) for d in dims] for t in tokens]
+    return torch.tensor(k), torch.tensor(v)
+
+
+def unpack_tile_images(
+    image: torch.Tensor, head_dim: int, seq_k: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """k int8 [B, Hkv, Sk, D], k_scale float32 [B, Hkv, Sk], v int8 [B, Hkv, Sk, D] of image uint8 [B, Hkv, T, bytes].
+
+    Raises ValueError if the image is not ceil(Sk/64) tiles of that head dim.
+    """
+    batch, heads, tiles, nbytes = image.shape
+    layout = TileImage(head_dim)
+    if layout.nbytes != nbytes or tiles != -(-seq_k // TILE_TOKENS):
+        raise ValueError(f"image of shape {tuple(image.shape)} does not hold {seq_k} tokens of {head_dim} channels")
+    k_places, v_places = (p.to(image.device) for p in _places(head_dim))
+
+    def plain(places: torch.Tensor) -> torch.Tensor:
+        tokens = image[..., places.flatten()].reshape(batch, heads, tiles * TILE_TOKENS, head_dim)
+        return tokens[:, :, :seq_k].contiguous().view(torch.int8)
+
+    scales = image[..., layout.scale_offset :].contiguous().view(torch.float32)[..., :TILE_TOKENS]
+    return plain(k_places), scales.flatten(2)[..., :seq_k].contiguous(), plain(v_places)
+
+
+def pack_tile_images(k: torch.Tensor, k_scale: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The inverse of `unpack_tile_images`: image uint8 [B, Hkv, ceil(Sk/64), bytes], zeros past the end."""
+    batch, heads, seq_k, head_dim = k.shape
+    layout = TileImage(head_dim)
+    tiles = -(-seq_k // TILE_TOKENS)
+    image = torch.zeros(batch, heads, tiles, layout.nbytes, dtype=torch.uint8, device=k.device)
+
+    def tiled(x: torch.Tensor) -> torch.Tensor:
+        padded = x.new_zeros(batch, heads, tiles * TILE_TOKENS, *x.shape[3:])
+        padded[:, :, :seq_k] = x
+        return padded.reshape(batch, heads, tiles, -1)
+
+    for x, places in zip((k, v), _places(head_dim), strict=True):
+        image[..., places.to(k.device).flatten()] = tiled(x).view(torch.uint8)
+    scale = tiled(k_scale)
+    both = torch.cat([scale, -SCORE_MAGIC * scale], -1).contiguous()
+    image[..., layout.scale_offset :] = both.view(torch.uint8)
+    return image
