@@ -19,7 +19,7 @@ __all__ = ["Support", "attention_config", "default_config", "quantizer_refusal",
 
 @dataclass(frozen=True)
 class Support:
-    """The answer of `supports`: true if there is a kernel, otherwise ``reason`` says why not and what to use instead."""
+    """Answer of `supports`: true if there is a kernel; otherwise ``reason`` says why not and what to use instead."""
 
     reason: str | None = None
 

@@ -1,0 +1,217 @@
+"""Every input that the public functions refuse: the right exception, naming the argument and what to do."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import cute_attn
+from cute_attn import Problem, Recipe, TileConfig, supports
+
+
+@pytest.fixture(autouse=True)
+def on_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.float16) -> torch.Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+Q, K = (1, 4, 8, 64), (1, 2, 16, 64)
+
+
+def call(q=None, k=None, v=None, **options):
+    q = tensor(*Q) if q is None else q
+    k = tensor(*K) if k is None else k
+    v = tensor(*k.shape) if v is None else v
+    return cute_attn.attention(q, k, v, **options)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int8])
+def test_dtype(name, dtype):
+    with pytest.raises(TypeError, match=rf"^{name} has dtype .*; use torch.float16 or torch.bfloat16"):
+        call(**{name: tensor(*(Q if name == "q" else K), dtype=dtype)})
+
+
+@pytest.mark.parametrize(("name", "other"), [("k", "q"), ("v", "q")])
+def test_mixed_dtypes(name, other):
+    with pytest.raises(TypeError, match=rf"{other} is torch.float16 and {name} is torch.bfloat16; convert one"):
+        call(**{name: tensor(*K, dtype=torch.bfloat16)})
+
+
+def test_not_an_array():
+    with pytest.raises(TypeError, match="q must be a torch tensor or an array with __dlpack__ .* got list"):
+        call(q=[1.0])
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_dimensions(name):
+    with pytest.raises(ValueError, match=rf"{name} has 3 dimensions, shape \(2, 16, 64\); use 4: \[B, S, H, D\]"):
+        call(**{name: tensor(2, 16, 64)}, layout="bshd")
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_head_dim_not_contiguous(name):
+    shape = Q if name == "q" else K
+    with pytest.raises(ValueError, match=rf"{name} has stride 2 along the head dim; .* {name}.contiguous\(\)"):
+        call(**{name: tensor(*shape[:3], 128)[..., ::2]})
+
+
+def test_k_and_v_differ():
+    with pytest.raises(ValueError, match=r"k has shape \(1, 2, 16, 64\) and v \(1, 2, 17, 64\)"):
+        call(v=tensor(1, 2, 17, 64))
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 64), (1, 4, 8, 128)])
+def test_q_and_k_differ(shape):
+    with pytest.raises(ValueError, match="q has batch .* they must be equal"):
+        call(q=tensor(*shape))
+
+
+def test_head_counts():
+    with pytest.raises(ValueError, match="3 query heads cannot share 2 key/value heads: .* multiple"):
+        call(q=tensor(1, 3, 8, 64))
+
+
+def test_no_heads():
+    with pytest.raises(ValueError, match="heads=0; at least 1"):
+        call(q=tensor(1, 0, 8, 64))
+
+
+def test_unknown_recipe():
+    with pytest.raises(ValueError, match=r"recipe='int7' is not known; use one of 'int8'"):
+        call(recipe="int7")
+    with pytest.raises(TypeError, match="recipe must be a preset's name or a Recipe, got int"):
+        call(recipe=8)
+
+
+def test_unknown_recipe_field():
+    with pytest.raises(ValueError, match=r"recipe.v_scale='token' is not offered; use 'channel' or 'tensor'"):
+        Recipe("int8", v_scale="token")
+
+
+def test_unknown_layout():
+    with pytest.raises(ValueError, match=r"layout='sbhd' is not known; use 'bhsd' or 'bshd'"):
+        call(layout="sbhd")
+    with pytest.raises(ValueError, match=r"layout='HND' is not known; use 'bhsd' or 'bshd'"):
+        cute_attn.quantize(tensor(*Q), tensor(*K), tensor(*K), layout="HND")
+
+
+def test_unknown_arch():
+    with pytest.raises(ValueError, match=r"arch='sm_75' is not known; use one of sm_80, "):
+        call(arch="sm_75")
+
+
+def test_arch_without_kernel():
+    with pytest.raises(NotImplementedError, match=r"recipe 'int8' has no kernel for sm_100a .* it runs on sm_80, "):
+        call(arch="sm_100a")
+
+
+def test_head_dim_without_kernel():
+    with pytest.raises(NotImplementedError, match=r"head_dim=80 .*pad Q, K and V with zeros to 128 .*softmax_scale=80"):
+        call(q=tensor(1, 4, 8, 80), k=tensor(1, 2, 16, 80))
+    with pytest.raises(NotImplementedError, match=r"head_dim=256 .*scaled_dot_product_attention"):
+        call(q=tensor(1, 4, 8, 256), k=tensor(1, 2, 16, 256))
+
+
+@pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])
+def test_softmax_scale(scale):
+    with pytest.raises(ValueError, match="softmax_scale=.*; use a finite number ≥ 0"):
+        call(softmax_scale=scale)
+
+
+def test_config():
+    with pytest.raises(TypeError, match="config must be a TileConfig, got dict"):
+        call(config={"warps": 4})
+    with pytest.raises(ValueError, match="config.warps=3; use one of 1, 2, 4, 8"):
+        TileConfig(warps=3)
+
+
+def test_config_that_does_not_fit_the_chip():
+    problem = Problem(batch=1, heads=1, kv_heads=1, seq_q=256, seq_k=256, head_dim=128, dtype="float16")
+    config = TileConfig(warps=8, stages=4)
+    small = supports("int8", "sm_86", problem, config)
+    assert not small
+    assert small.reason is not None
+    assert "bytes of shared memory per CTA, sm_86 has 101376; use fewer stages or warps" in small.reason
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "message"),
+    [
+        (np.zeros(Q, np.float16), TypeError, "out must be a torch tensor, got ndarray"),
+        (tensor(1, 4, 9, 64), ValueError, r"out has shape \(1, 4, 9, 64\) .* the output has \(1, 4, 8, 64\)"),
+        (tensor(*Q, dtype=torch.bfloat16), TypeError, "out is torch.bfloat16; the output has q's dtype torch.float16"),
+        (tensor(1, 1, 1, 64).expand(Q), ValueError, "several elements share memory"),
+    ],
+)
+def test_out(out, error, message):
+    with pytest.raises(error, match=message):
+        call(out=out)
+
+
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_device(name):
+    shape = Q if name == "q" else K
+    with pytest.raises(ValueError, match="is on (meta|cpu) and . on (meta|cpu); move them to one device"):
+        call(**{name: torch.zeros(shape, dtype=torch.float16, device="meta")})
+
+
+def test_device_of_the_other_backend(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    with pytest.raises(ValueError, match=r"q is on cpu, but the cuda backend takes cuda tensors; move it to the GPU"):
+        call()
+
+
+def test_unknown_backend(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "tpu")
+    with pytest.raises(ValueError, match="CUTE_ATTN_BACKEND='tpu' is not known; use emulator or cuda"):
+        call()
+
+
+def test_requires_grad():
+    q = tensor(*Q).requires_grad_()
+    with pytest.raises(RuntimeError, match=r"q requires grad, and there is no backward yet: .*q.detach\(\)"):
+        call(q=q)
+
+
+def test_missing_v():
+    with pytest.raises(TypeError, match="v is missing"):
+        cute_attn.attention(tensor(*Q), tensor(*K))
+
+
+def test_nothing_to_quantise():
+    with pytest.raises(ValueError, match=r"k has shape \(1, 2, 0, 64\) .* nothing to quantise"):
+        cute_attn.quantize(tensor(*Q), tensor(1, 2, 0, 64), tensor(1, 2, 0, 64))
+
+
+def test_quantize_query_takes_quantised_keys():
+    with pytest.raises(TypeError, match="kv must be a QuantizedKeyValue"):
+        cute_attn.quantize_query(tensor(*Q), tensor(*K))
+
+
+def test_supports_says_yes():
+    problem = Problem(batch=1, heads=4, kv_heads=2, seq_q=7, seq_k=9, head_dim=128, dtype="bfloat16", causal=True)
+    for arch in ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a"):
+        answer = supports("int8", arch, problem)
+        assert answer, answer.reason
+        assert answer.reason is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("seq_q", -1, "seq_q=-1 is negative"),
+        ("head_dim", 0, "head_dim=0; at least 1"),
+        ("dtype", "float32", "dtype='float32' is not offered"),
+    ],
+)
+def test_problem(field, value, message):
+    fields = {"batch": 1, "heads": 4, "kv_heads": 2, "seq_q": 7, "seq_k": 9, "head_dim": 64, "dtype": "float16"} | {
+        field: value
+    }
+    with pytest.raises(ValueError, match=message):
+        Problem(**fields)
