@@ -10,7 +10,7 @@ import torch
 from cute_attn import dispatch, kernel_calls, tensors
 from cute_attn.arguments import check_input, check_out, resolve_arch, same_device
 from cute_attn.problem import LAYOUTS, Problem
-from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, quantize_key_value, quantize_query
+from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, checked_key_value, checked_query
 from cute_attn.recipe import Recipe, as_recipe
 from cute_attn.tile_config import TileConfig
 
@@ -80,9 +80,10 @@ def attention(
             lse.fill_(-math.inf)
     elif view.numel():
         if isinstance(keys, torch.Tensor):
-            keys = quantize_key_value(keys, values, recipe=chosen, arch=target.name)
+            assert values is not None
+            keys = checked_key_value(keys, values, chosen, target)
         if isinstance(queries, torch.Tensor):
-            queries = quantize_query(queries, keys, arch=target.name)
+            queries = checked_query(queries, keys, target)
         kernel_calls.attention_forward(
             (queries.data, queries.scale, queries.bias),
             (keys.image, keys.v_scale),

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from cute_attn import kernel_calls
+from cute_attn.arch import Arch
 from cute_attn.arguments import check_input, resolve_arch, same_device
 from cute_attn.dispatch import quantizer_refusal
 from cute_attn.recipe import Recipe, as_recipe
@@ -113,14 +114,18 @@ def quantize_key_value(
     if k.dtype != v.dtype:
         raise TypeError(f"k is {k.dtype} and v is {v.dtype}; convert one of them")
     same_device(k=k, v=v)
-    seq_k, head_dim = k.shape[2:]
     if 0 in k.shape:
         raise ValueError(f"k has shape {tuple(k.shape)} as [B, H, S, D]; there is nothing to quantise")
     target = resolve_arch(arch, k)
-    if reason := quantizer_refusal(recipe, target, head_dim):
+    if reason := quantizer_refusal(recipe, target, k.shape[3]):
         raise NotImplementedError(reason)
-    image, v_scale, k_mean = kernel_calls.key_value_tiles(k, v, recipe, target.name)
-    return QuantizedKeyValue(image, v_scale, k_mean, seq_k, k.dtype, recipe)
+    return checked_key_value(k, v, recipe, target)
+
+
+def checked_key_value(k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: Arch) -> QuantizedKeyValue:
+    """`quantize_key_value` of arguments that are known to be right, [B, Hkv, Sk, D]."""
+    image, v_scale, k_mean = kernel_calls.key_value_tiles(k, v, recipe, arch.name)
+    return QuantizedKeyValue(image, v_scale, k_mean, k.shape[2], k.dtype, recipe)
 
 
 def quantize_query(q: Any, kv: QuantizedKeyValue, *, layout: str = "bhsd", arch: str | None = None) -> QuantizedQuery:
@@ -138,5 +143,10 @@ def quantize_query(q: Any, kv: QuantizedKeyValue, *, layout: str = "bhsd", arch:
     target = resolve_arch(arch, q)
     if reason := quantizer_refusal(kv.recipe, target, q.shape[3]):
         raise NotImplementedError(reason)
-    data, scale, bias = kernel_calls.query_rows(q, kv.k_mean, target.name)
+    return checked_query(q, kv, target)
+
+
+def checked_query(q: torch.Tensor, kv: QuantizedKeyValue, arch: Arch) -> QuantizedQuery:
+    """`quantize_query` of arguments that are known to be right, q as [B, Hq, Sq, D]."""
+    data, scale, bias = kernel_calls.query_rows(q, kv.k_mean, arch.name)
     return QuantizedQuery(data, scale, bias, kv.k_mean, q.dtype, kv.recipe)
