@@ -72,9 +72,9 @@ class QuantizedKeyValue:
 
     def to_plain(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What was kept of K (its mean added back) and of V: two float32 tensors [B, Hkv, Sk, D]."""
-        from cute_attn import tile_images
+        from cute_attn.tile_images import unpack_tile_images
 
-        k, k_scale, v = tile_images.unpack(self.image, self.seq_k)
+        k, k_scale, v = unpack_tile_images(self.image, self.head_dim, self.seq_k)
         keys = k.float() * k_scale[..., None] + self.k_mean[:, :, None, :]
         return keys, v.float() * self.v_scale[:, :, None, :]
 

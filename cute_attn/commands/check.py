@@ -1,0 +1,151 @@
+"""``cute-attn check``: a kernel against its simulator, and the simulator against float64."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from cute_attn import Problem, attention, dispatch, jit, reference
+from cute_attn.arguments import resolve_arch
+from cute_attn.problem import DTYPES, LAYOUTS
+from cute_attn.recipe import as_recipe
+
+TOLERANCE = {"float16": 2.5e-3, "bfloat16": 4.5e-3}
+"""Largest relative L2 distance of kernel and simulator: both round the output once, to this dtype."""
+
+
+def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(shape, generator=generator)
+
+
+def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    return torch.rand(shape, generator=generator) - 0.5
+
+
+def _outliers(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
+    """N(0, 1) with every 16th channel ten times as large and shifted, as K of real models has it."""
+    x = torch.randn(shape, generator=generator)
+    x[..., ::16] = 10 * x[..., ::16] + 5
+    return x
+
+
+INPUTS: dict[str, Callable[[tuple[int, ...], torch.Generator], torch.Tensor]] = {
+    "normal": _normal,
+    "uniform": _uniform,
+    "outliers": _outliers,
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--recipe", default="int8")
+    parser.add_argument("--arch", help="GPU target (default: the GPU's, or sm_80 on the emulator)")
+    for name, default in (("batch", 1), ("heads", 2), ("seq-q", 128), ("seq-k", 128), ("head-dim", 128)):
+        parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
+    parser.add_argument("--kv-heads", type=int, help="default: as many as --heads")
+    parser.add_argument("--causal", action="store_true")
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="default: %(default)s")
+    parser.add_argument("--layout", choices=LAYOUTS, default="bhsd", help="default: %(default)s")
+    parser.add_argument("--inputs", choices=tuple(INPUTS), default="normal", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+
+
+def random_inputs(problem: Problem, kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v [B, H, S, D] of the problem's dtype, on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+    dtype = getattr(torch, problem.dtype)
+    q_shape = (problem.batch, problem.heads, problem.seq_q, problem.head_dim)
+    k_shape = (problem.batch, problem.kv_heads, problem.seq_k, problem.head_dim)
+    q, k, v = (INPUTS[kind](shape, generator).to(dtype) for shape in (q_shape, k_shape, k_shape))
+    return q, k, v
+
+
+def run_kernel(
+    inputs: tuple[torch.Tensor, ...], recipe: str, causal: bool, layout: str, arch: str | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention` on the backend in use; out as [B, H, S, D] and lse, on the CPU."""
+    device = "cuda" if jit.backend() == "cuda" else "cpu"
+    if layout == "bshd":
+        inputs = tuple(x.transpose(1, 2).contiguous() for x in inputs)
+    q, k, v = (x.to(device) for x in inputs)
+    out, lse = attention(q, k, v, recipe=recipe, causal=causal, layout=layout, return_lse=True, arch=arch)
+    return (out.transpose(1, 2) if layout == "bshd" else out).cpu(), lse.cpu()
+
+
+def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    """max|a − b|, where equal infinities differ by nothing."""
+    return float(torch.where(a == b, 0.0, (a - b).abs()).max()) if a.numel() else 0.0
+
+
+def compare(problem: Problem, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The figures that ``check --json`` prints."""
+    from cute_attn import simulator
+    from cute_attn.emulator.errors import EmulatorError
+
+    inputs = random_inputs(problem, arguments.inputs, arguments.seed)
+    tile = dispatch.default_config(problem)
+    simulated, simulated_lse = simulator.attention(
+        *inputs,
+        causal=problem.causal,
+        v_scale=as_recipe(arguments.recipe).v_scale,
+        warp_rows=16 * tile.m_tiles,
+        cta_rows=tile.rows,
+    )
+    exact, _ = reference.attention(*inputs, causal=problem.causal)
+    figures: dict[str, Any] = {
+        "kernel_vs_simulator": None,
+        "simulator_vs_float64": asdict(reference.errors(simulated, exact)),
+        "lse_max_abs": None,
+        "findings": [],
+    }
+    try:
+        out, lse = run_kernel(inputs, arguments.recipe, problem.causal, arguments.layout, arguments.arch)
+    except EmulatorError as error:
+        figures["findings"].append(str(error))
+        return figures
+    figures["kernel_vs_simulator"] = asdict(reference.errors(out, simulated))
+    figures["lse_max_abs"] = largest_difference(lse, simulated_lse)
+    return figures
+
+
+def run(arguments: argparse.Namespace) -> int:
+    problem = Problem(
+        batch=arguments.batch,
+        heads=arguments.heads,
+        kv_heads=arguments.kv_heads or arguments.heads,
+        seq_q=arguments.seq_q,
+        seq_k=arguments.seq_k,
+        head_dim=arguments.head_dim,
+        dtype=arguments.dtype,
+        causal=arguments.causal,
+    )
+    device = "cuda" if jit.backend() == "cuda" else "cpu"
+    arch = resolve_arch(arguments.arch, torch.empty(0, device=device)).name
+    if not (answer := dispatch.supports(arguments.recipe, arch, problem)):
+        raise NotImplementedError(answer.reason)
+    figures = compare(problem, arguments)
+    distance = figures["kernel_vs_simulator"]
+    right = not figures["findings"] and distance["rel_l2"] <= TOLERANCE[problem.dtype]
+    if arguments.json:
+        print(json.dumps(figures))
+        return 0 if right else 1
+    print(f"{problem}")
+    print(
+        f"recipe {arguments.recipe}, {arch}, {jit.backend()} backend, {arguments.inputs} inputs, seed {arguments.seed}"
+    )
+    for pair in ("kernel_vs_simulator", "simulator_vs_float64"):
+        if figures[pair] is not None:
+            print(f"{pair:22s}" + "".join(f"  {name} {value:.3g}" for name, value in figures[pair].items()))
+    if figures["lse_max_abs"] is not None:
+        print(f"{'lse_max_abs':22s}  {figures['lse_max_abs']:.3g}")
+    for finding in figures["findings"]:
+        print(f"finding: {finding}")
+    print(
+        "right" if right else f"wrong: the kernel may differ from its simulator by {TOLERANCE[problem.dtype]} (rel_l2)"
+    )
+    return 0 if right else 1
