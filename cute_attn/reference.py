@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -65,9 +65,6 @@ class Errors:
     rel_l1: float
     cos: float
     max_abs: float
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def errors(result: torch.Tensor, reference: torch.Tensor) -> Errors:

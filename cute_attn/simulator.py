@@ -1,0 +1,215 @@
+"""Recipe `int8` in plain torch: what the attention kernel computes, rounding by rounding.
+
+Integer steps are exact, float32 steps are rounded where the kernel rounds them. Not reproduced are the last bits of
+the GPU's approximate 2^x, logarithm and reciprocal.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+
+from cute_attn import float32, quantizer_simulator
+from cute_attn.kernels.tile_image import TILE_TOKENS
+from cute_attn.tile_images import unpack_tile_images
+
+__all__ = ["attention", "attention_int8", "attention_on_image"]
+
+_LOG2_255 = 7.994353436858858
+_UNSEEN = 2.0**100
+_HEADROOM = 0.5
+_SMALLEST_ROW_SCALE = 2.0**-100
+_CHUNK_TILES = 256
+_LARGEST_ROW_SUM = 12_700_000
+_MAX_SHIFT = 31
+
+
+@dataclass
+class _Rows:
+    """State of all query rows: [B, Hq, rows] (output: [B, Hq, rows, D]); each row belongs to a warp of neighbours."""
+
+    scale: torch.Tensor
+    head_dim: int
+    warp_rows: int
+    m: torch.Tensor = field(init=False)
+    bias: torch.Tensor = field(init=False)
+    limit: torch.Tensor = field(init=False)
+    row_sum: torch.Tensor = field(init=False)
+    output: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.m = torch.full_like(self.scale, -_UNSEEN)
+        self.bias = torch.full_like(self.scale, _UNSEEN)
+        self.limit = torch.full_like(self.scale, -math.inf)
+        self.row_sum = torch.zeros_like(self.scale, dtype=torch.int32)
+        self.output = torch.zeros(*self.scale.shape, self.head_dim, dtype=torch.int32, device=self.scale.device)
+
+    def raise_max(self, m: torch.Tensor, chosen: torch.Tensor) -> None:
+        """Give the ``chosen`` rows the integer max ``m`` and shift what they accumulated under the smaller old one."""
+        m = torch.where(chosen, torch.maximum(m, self.m), self.m)
+        shift = (m - self.m).clamp(max=_MAX_SHIFT).to(torch.int32)
+        self.row_sum >>= shift
+        self.output >>= shift[..., None]
+        moved = m != self.m
+        self.m = m
+        self.bias = torch.where(moved, _LOG2_255 - m, self.bias)
+        self.limit = torch.where(moved, m / self.scale, self.limit)
+
+    def make_room(self, y: torch.Tensor) -> None:
+        """If a score passes its row's limit, raise the max of every row of that warp."""
+        top = y.amax(-1)
+        passed = (top > self.limit).unflatten(-1, (-1, self.warp_rows)).any(-1)
+        m = torch.ceil(float32.fma(top, self.scale, torch.tensor(_HEADROOM)))
+        self.raise_max(m, passed.repeat_interleave(self.warp_rows, -1))
+
+    def bound_sums(self, due: torch.Tensor) -> None:
+        """One forced shift of rows whose sum could overflow during the next 256 tiles; ``due``: bool, per row."""
+        self.raise_max(self.m + 1, due & (self.row_sum >= _LARGEST_ROW_SUM))
+
+    def accumulate(self, y: torch.Tensor, values: torch.Tensor) -> None:
+        """P as u8, by way of float16, times ``values`` (int8, [B, Hq, 64, D], as float32)."""
+        p = float32.exp2(float32.fma(y, self.scale[..., None], self.bias[..., None])).half()
+        p = (p + 1024).float() - 1024
+        self.row_sum += p.sum(-1).to(torch.int32)
+        self.output += (p @ values).to(torch.int32)
+
+
+def attention_int8(
+    query: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    keys: tuple[torch.Tensor, torch.Tensor],
+    values: tuple[torch.Tensor, torch.Tensor],
+    *,
+    causal: bool,
+    softmax_scale: float,
+    out_dtype: torch.dtype = torch.float16,
+    warp_rows: int = 32,
+    cta_rows: int = 128,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention kernel on plain quantised tensors.
+
+    query:  int8 [B, Hq, Sq, D], scale and bias float32 [B, Hq, Sq]
+    keys:   int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, Sk] (22 significant bits)
+    values: int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, D]
+    warp_rows, cta_rows: query rows of one warp (they share the decision to rescale) and of one CTA
+
+    Returns out ``out_dtype`` [B, Hq, Sq, D] and lse float32 [B, Hq, Sq].
+    """
+    q, q_scale, q_bias = query
+    batch, heads, seq_q, head_dim = q.shape
+    (k, k_scale), (v, v_scale) = keys, values
+    group, seq_k = heads // k.shape[1], k.shape[2]
+    k, v, k_scale, v_scale = (x.repeat_interleave(group, 1) for x in (k, v, k_scale, v_scale))
+
+    padded = -(-seq_q // cta_rows) * cta_rows
+    q_rows = torch.zeros(batch, heads, padded, head_dim, dtype=torch.float32, device=q.device)
+    q_rows[:, :, :seq_q] = q.float()
+    row_scale = torch.zeros(batch, heads, padded, dtype=torch.float32, device=q.device)
+    row_scale[:, :, :seq_q] = q_scale * torch.tensor(softmax_scale * math.log2(math.e), dtype=torch.float32)
+    # A non-finite scale must not decide anything here: its row is made NaN at the end.
+    row_scale = row_scale.nan_to_num(0.0, 0.0).clamp(min=_SMALLEST_ROW_SCALE)
+
+    limit, first_tile = _visible_keys(padded, seq_q, seq_k, cta_rows, causal, q.device)
+    rows = _Rows(row_scale, head_dim, warp_rows)
+    for tile in reversed(range(-(-seq_k // TILE_TOKENS))):
+        tokens = slice(tile * TILE_TOKENS, min((tile + 1) * TILE_TOKENS, seq_k))
+        rows.bound_sums((first_tile >= tile) & ((first_tile - tile) % _CHUNK_TILES == 0))
+        products = q_rows @ k[:, :, tokens].float().mT
+        y = (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
+        hidden = torch.arange(tokens.start, tokens.stop, device=q.device) >= limit[:, None]
+        y = y.masked_fill(hidden, -math.inf)
+        rows.make_room(y)
+        rows.accumulate(y, v[:, :, tokens].float())
+    return _finish(rows, seq_q, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+
+
+def _visible_keys(
+    rows: int, seq_q: int, seq_k: int, cta_rows: int, causal: bool, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per query row: how many keys it sees, and the first (highest) KV tile that its CTA visits, −1 for none."""
+    row = torch.arange(rows, device=device)
+    last = torch.clamp((row // cta_rows + 1) * cta_rows, max=seq_q) - 1
+    if not causal:
+        return torch.full_like(row, seq_k), torch.full_like(row, -(-seq_k // TILE_TOKENS) - 1)
+    limit, last_limit = ((r + 1 + seq_k - seq_q).clamp(0, seq_k) for r in (row, last))
+    return limit, (last_limit + TILE_TOKENS - 1) // TILE_TOKENS - 1
+
+
+def _finish(
+    rows: _Rows,
+    seq_q: int,
+    q_scale: torch.Tensor,
+    q_bias: torch.Tensor,
+    v_scale: torch.Tensor,
+    softmax_scale: float,
+    out_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    row_sum, bias = rows.row_sum[:, :, :seq_q], rows.bias[:, :, :seq_q]
+    poisoned = ~(torch.isfinite(q_scale) & torch.isfinite(q_bias))
+    empty = row_sum == 0
+    inverse = torch.where(empty, 0.0, 1.0 / row_sum.float())
+    out = rows.output[:, :, :seq_q].float() * inverse[..., None] * v_scale[:, :, None]
+    out = out.masked_fill(empty[..., None], 0.0).masked_fill(poisoned[..., None], math.nan)
+    log2_sum = torch.where(empty, -math.inf, torch.log2(row_sum.double()) - bias.double())
+    lse = log2_sum * math.log(2) + softmax_scale * q_bias.double()
+    lse = lse.masked_fill(empty, -math.inf).masked_fill(poisoned, math.nan)
+    return out.to(out_dtype), lse.float()
+
+
+def attention_on_image(
+    query: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    image: torch.Tensor,
+    v_scale: torch.Tensor,
+    seq_k: int,
+    *,
+    causal: bool,
+    softmax_scale: float,
+    out_dtype: torch.dtype = torch.float16,
+    warp_rows: int = 32,
+    cta_rows: int = 128,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attention_int8` on the tile images that the kernel reads: uint8 [B, Hkv, ceil(Sk/64), bytes]."""
+    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k)
+    return attention_int8(
+        query,
+        (k, k_scale),
+        (v, v_scale),
+        causal=causal,
+        softmax_scale=softmax_scale,
+        out_dtype=out_dtype,
+        warp_rows=warp_rows,
+        cta_rows=cta_rows,
+    )
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    causal: bool = False,
+    softmax_scale: float | None = None,
+    v_scale: str = "channel",
+    smooth_k: bool = True,
+    warp_rows: int = 32,
+    cta_rows: int = 128,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Quantisers and attention on q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], float16 or bfloat16 (float32 also works).
+
+    Returns out in q's dtype and lse float32 [B, Hq, Sq], as ``cute_attn.attention(recipe="int8")`` does.
+    """
+    if k.shape[2] == 0:
+        return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
+    mean = quantizer_simulator.key_mean(k) if smooth_k else None
+    scale = quantizer_simulator.value_scale(v, v_scale)
+    return attention_int8(
+        quantizer_simulator.quantize_query(q, mean),
+        quantizer_simulator.quantize_keys(k, mean),
+        (quantizer_simulator.quantize_values(v, scale), scale),
+        causal=causal,
+        softmax_scale=1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale,
+        out_dtype=q.dtype,
+        warp_rows=warp_rows,
+        cta_rows=cta_rows,
+    )
