@@ -9,30 +9,53 @@ from typing import Any
 import torch
 
 from cute_attn import jit, tensors
-from cute_attn.dispatch import attention_config
+from cute_attn.dispatch import attention_config, default_config
 from cute_attn.problem import Problem
 from cute_attn.recipe import Recipe
 from cute_attn.tile_config import TileConfig
 
-__all__ = ["attention_forward", "key_value_tiles", "query_rows"]
+__all__ = ["attention_forward", "kernels_of", "key_value_tiles", "quantizer_kernels", "query_rows"]
 
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def quantizer_kernels(head_dim: int, dtype: str, align: int, v_scale: str) -> dict[str, tuple[type, Any]]:
+    """Kernel class and configuration of every quantiser, in the order of their launches.
+
+    align: bytes by which rows of Q, K and V are aligned; v_scale: as in `Recipe`.
+    """
+    from cute_attn.kernels.quantize_key_value import KeyValueTiles
+    from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
+    from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
+    from cute_attn.kernels.rows import QuantizerConfig
+
+    rows = QuantizerConfig(head_dim, dtype, align)
+    return {
+        "key_value_statistics": (KeyValueStatistics, rows),
+        "finish_statistics": (FinishStatistics, StatisticsConfig(head_dim, v_scale)),
+        "key_value_tiles": (KeyValueTiles, rows),
+        "query_rows": (QueryRows, QueryConfig(rows)),
+    }
+
+
+def kernels_of(problem: Problem, recipe: Recipe) -> dict[str, tuple[type, Any]]:
+    """Kernel class and configuration of everything that one `attention` call launches, for 16-byte aligned tensors."""
+    from cute_attn.kernels.attention_sm80 import AttentionSm80
+
+    config = attention_config(
+        problem.head_dim, problem.dtype, problem.causal, default_config(problem), has_lse=False, out_align=16
+    )
+    quantizers = quantizer_kernels(problem.head_dim, problem.dtype, 16, recipe.v_scale)
+    return {**quantizers, "attention": (AttentionSm80, config)}
 
 
 @functools.lru_cache(maxsize=256)
 def _key_value_kernels(
     head_dim: int, dtype: torch.dtype, align: int, v_scale: str, arch: str, backend: str
 ) -> tuple[Callable[..., Any], ...]:
-    from cute_attn.kernels.quantize_key_value import KeyValueTiles
-    from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
-    from cute_attn.kernels.rows import QuantizerConfig
-
-    rows = QuantizerConfig(head_dim, _DTYPE_NAMES[dtype], align)
-    return (
-        jit.load(KeyValueStatistics, rows, arch, backend),
-        jit.load(FinishStatistics, StatisticsConfig(head_dim, v_scale), arch, backend),
-        jit.load(KeyValueTiles, rows, arch, backend),
-    )
+    kernels = quantizer_kernels(head_dim, _DTYPE_NAMES[dtype], align, v_scale)
+    names = ("key_value_statistics", "finish_statistics", "key_value_tiles")
+    return tuple(jit.load(*kernels[name], arch, backend) for name in names)
 
 
 def key_value_tiles(
@@ -59,10 +82,7 @@ def key_value_tiles(
 
 @functools.lru_cache(maxsize=256)
 def _query_kernel(head_dim: int, dtype: torch.dtype, align: int, arch: str, backend: str) -> Callable[..., Any]:
-    from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
-    from cute_attn.kernels.rows import QuantizerConfig
-
-    return jit.load(QueryRows, QueryConfig(QuantizerConfig(head_dim, _DTYPE_NAMES[dtype], align)), arch, backend)
+    return jit.load(*quantizer_kernels(head_dim, _DTYPE_NAMES[dtype], align, "channel")["query_rows"], arch, backend)
 
 
 def query_rows(q: torch.Tensor, k_mean: torch.Tensor, arch: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Function", "Instruction", "Loop", "disassemble", "parse"]
+__all__ = ["Function", "Instruction", "Loop", "disassemble", "parse", "sass_text"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,11 @@ def _nvdisasm() -> str:
 
 def disassemble(cubin: bytes) -> dict[str, Function]:
     """The kernels of a cubin by name. Raises RuntimeError if nvdisasm is missing or cannot read it."""
+    return parse(sass_text(cubin))
+
+
+def sass_text(cubin: bytes) -> str:
+    """What ``nvdisasm -c`` prints of a cubin. Raises RuntimeError if nvdisasm is missing or cannot read it."""
     program = _nvdisasm()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "program.cubin"
@@ -68,7 +73,7 @@ def disassemble(cubin: bytes) -> dict[str, Function]:
         result = subprocess.run([program, "-c", str(file)], capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{program} cannot read the cubin: {result.stderr.strip()}")
-    return parse(result.stdout)
+    return result.stdout
 
 
 _SECTION = re.compile(r'\s*\.section\s+"?\.text\.([^,"]+)"?\s*,')

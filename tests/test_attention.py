@@ -1,0 +1,263 @@
+"""`attention` and `quantize` end to end: torch tensors through compiled kernels, against simulator and float64."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import cute_attn
+from cute_attn import Problem, TileConfig, dispatch, reference, simulator
+
+TOLERANCE = {torch.float16: 2.5e-3, torch.bfloat16: 4.5e-3}
+
+
+def random_qkv(q_shape, k_shape, dtype=torch.float16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in (q_shape, k_shape, k_shape))
+
+
+def simulate(q, k, v, *, causal=False, softmax_scale=None, v_scale="channel", config=None):
+    """The simulator with the warps and CTAs that `attention` would use."""
+    sizes = dict(zip(("batch", "heads", "seq_q", "head_dim"), q.shape, strict=True))
+    problem = Problem(**sizes, kv_heads=k.shape[1], seq_k=k.shape[2], dtype=str(q.dtype)[6:], causal=causal)
+    tile = config or dispatch.default_config(problem)
+    return simulator.attention(
+        q,
+        k,
+        v,
+        causal=causal,
+        softmax_scale=softmax_scale,
+        v_scale=v_scale,
+        warp_rows=16 * tile.m_tiles,
+        cta_rows=tile.rows,
+    )
+
+
+def assert_close(out, lse, q, k, v, **options):
+    """Output and LSE against the simulator (tight), output against float64 (what INT8 costs)."""
+    simulated, simulated_lse = simulate(q, k, v, **options)
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    torch.testing.assert_close(lse.cpu(), simulated_lse, rtol=1e-5, atol=1e-5)
+    exact, exact_lse = reference.attention(
+        q, k, v, causal=options.get("causal", False), softmax_scale=options.get("softmax_scale")
+    )
+    assert reference.errors(out.cpu(), exact).rel_l2 < 0.06
+    torch.testing.assert_close(lse.cpu().double(), exact_lse, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("seq_q", "seq_k"), [(1, 1), (1, 200), (63, 65), (130, 130), (200, 77)])
+def test_shapes(device, head_dim, causal, seq_q, seq_k):
+    q, k, v = random_qkv((2, 3, seq_q, head_dim), (2, 1, seq_k, head_dim), seed=seq_q)
+    out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), causal=causal, return_lse=True)
+    assert out.shape == q.shape
+    assert out.dtype == q.dtype
+    assert lse.shape == q.shape[:3]
+    assert lse.dtype == torch.float32
+    assert_close(out, lse, q, k, v, causal=causal)
+
+
+@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_90a", "sm_120a"])
+def test_archs_on_the_emulator(arch, monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    q, k, v = random_qkv((1, 4, 70, 64), (1, 2, 100, 64))
+    out, lse = cute_attn.attention(q, k, v, causal=True, return_lse=True, arch=arch)
+    assert_close(out, lse, q, k, v, causal=True)
+
+
+@pytest.mark.parametrize("layout", ["bhsd", "bshd"])
+def test_bfloat16_and_layouts(device, layout):
+    q, k, v = random_qkv((1, 4, 70, 64), (1, 2, 100, 64), torch.bfloat16)
+    given_ = [(x if layout == "bhsd" else x.transpose(1, 2).contiguous()).to(device) for x in (q, k, v)]
+    out, lse = cute_attn.attention(*given_, layout=layout, return_lse=True)
+    assert out.shape == given_[0].shape
+    assert_close(out if layout == "bhsd" else out.transpose(1, 2), lse, q, k, v)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 2, 4, 8])
+def test_strided_inputs_and_output(device, offset):
+    """Slices of a fused projection, at every alignment; inputs keep their values, memory around ``out`` its own."""
+    q, k, v = random_qkv((2, 2, 50, 64), (2, 2, 50, 64))
+    fused = torch.full((2, 50, 2, 3 * 64 + offset), 7.0, dtype=torch.float16, device=device)
+    views = [fused[..., offset + 64 * i : offset + 64 * (i + 1)].transpose(1, 2) for i in range(3)]
+    for view, x in zip(views, (q, k, v), strict=True):
+        view.copy_(x)
+    before = fused.clone()
+    frame = torch.full((2, 50, 2, 64 + offset), 7.0, dtype=torch.float16, device=device)
+    out = frame[..., offset:].transpose(1, 2)
+    result, lse = cute_attn.attention(*views, out=out, return_lse=True)
+    assert result is out
+    assert torch.equal(fused, before)
+    assert (frame[..., :offset] == 7.0).all()
+    assert_close(out, lse, q, k, v)
+
+
+def test_numpy_in_numpy_out(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    q, k, v = random_qkv((1, 2, 40, 64), (1, 2, 40, 64))
+    out, lse = cute_attn.attention(q.numpy(), k.numpy(), v.numpy(), return_lse=True)
+    assert isinstance(out, np.ndarray)
+    assert isinstance(lse, np.ndarray)
+    assert_close(torch.from_numpy(out), torch.from_numpy(lse), q, k, v)
+
+
+def test_quantised_inputs_are_the_same_call(device):
+    q, k, v = (x.to(device) for x in random_qkv((1, 4, 70, 64), (1, 2, 130, 64)))
+    plain = cute_attn.attention(q, k, v, causal=True, return_lse=True)
+    quantised = cute_attn.quantize(q, k, v)
+    for arguments in (quantised, (q, quantised.kv)):
+        again = cute_attn.attention(*arguments, causal=True, return_lse=True)
+        assert torch.equal(plain[0], again[0])
+        assert torch.equal(plain[1], again[1])
+
+
+def test_quantised_inputs_are_checked(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    q, k, v = random_qkv((1, 2, 40, 64), (1, 2, 40, 64))
+    quantised, other = cute_attn.quantize(q, k, v), cute_attn.quantize(q, v, k)
+    with pytest.raises(ValueError, match="q was quantised for other keys than k"):
+        cute_attn.attention(quantised.q, other.kv)
+    with pytest.raises(ValueError, match="k was quantised as .*; quantise it again"):
+        cute_attn.attention(q, quantised.kv, recipe=cute_attn.recipes()["int8"].replace(v_scale="tensor"))
+    with pytest.raises(TypeError, match="leave v out"):
+        cute_attn.attention(q, quantised.kv, v)
+    with pytest.raises(TypeError, match="pass the QuantizedKeyValue as k"):
+        cute_attn.attention(quantised.q, k, v)
+    with pytest.raises(ValueError, match=r"q has shape \(1, 3, 40, 64\) .* kv holds batch 1, 2 heads"):
+        cute_attn.quantize_query(torch.zeros(1, 3, 40, 64, dtype=torch.float16), quantised.kv)
+
+
+def test_to_plain_gives_back_what_was_kept(device):
+    """Rounding moves an element by at most half a step of its scale (K's scale is rounded up, so a little less)."""
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
+    quantised = cute_attn.quantize(q.to(device), k.to(device), v.to(device))
+    keys, values = (x.cpu() for x in quantised.kv.to_plain())
+    centred = k.float() - k.float().mean(2, keepdim=True)
+    for kept, x, amax in (
+        (quantised.q.to_plain().cpu(), q.float(), q.float().abs().amax(-1, keepdim=True)),
+        (keys, k.float(), centred.abs().amax(-1, keepdim=True)),
+        (values, v.float(), v.float().abs().amax(2, keepdim=True)),
+    ):
+        assert ((kept - x).abs() <= amax / 254 * 1.001).all()
+
+
+def test_one_scale_for_all_of_v(device):
+    recipe = cute_attn.recipes()["int8"].replace(v_scale="tensor")
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
+    out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), recipe=recipe, return_lse=True)
+    assert_close(out, lse, q, k, v, v_scale="tensor")
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.3, 5.0])
+def test_softmax_scale(device, scale):
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
+    out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), softmax_scale=scale, return_lse=True)
+    simulated, simulated_lse = simulate(q, k, v, softmax_scale=scale)
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    torch.testing.assert_close(lse.cpu(), simulated_lse, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "config", [TileConfig(warps=2), TileConfig(m_tiles=1), TileConfig(stages=3), TileConfig(warps=8)]
+)
+def test_tile_configs(device, config):
+    q, k, v = random_qkv((1, 2, 150, 64), (1, 2, 150, 64))
+    out, lse = cute_attn.attention(
+        q.to(device), k.to(device), v.to(device), config=config, causal=True, return_lse=True
+    )
+    assert_close(out, lse, q, k, v, causal=True, config=config)
+
+
+def test_no_keys_and_no_queries(device):
+    q, k, v = (x.to(device) for x in random_qkv((1, 2, 5, 64), (1, 2, 0, 64)))
+    out, lse = cute_attn.attention(q, k, v, return_lse=True)
+    assert (out == 0).all()
+    assert (lse == -math.inf).all()
+    out, lse = cute_attn.attention(k, q, q, return_lse=True)
+    assert out.shape == (1, 2, 0, 64)
+    assert lse.shape == (1, 2, 0)
+
+
+def test_causal_rows_that_see_no_key(device):
+    q, k, v = random_qkv((1, 2, 100, 64), (1, 2, 30, 64))
+    out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), causal=True, return_lse=True)
+    assert (out[:, :, :70] == 0).all()
+    assert (lse[:, :, :70] == -math.inf).all()
+    assert_close(out, lse, q, k, v, causal=True)
+
+
+def test_nan_in_one_row_of_q_stays_there(device):
+    q, k, v = random_qkv((1, 2, 100, 64), (1, 2, 100, 64))
+    clean = cute_attn.attention(q.to(device), k.to(device), v.to(device)).cpu()
+    for bad in (math.nan, math.inf, -math.inf):
+        q[0, 1, 33, 5] = bad
+        out = cute_attn.attention(q.to(device), k.to(device), v.to(device)).cpu()
+        assert out[0, 1, 33].isnan().all()
+        q[0, 1, 33, 5] = 0.0
+        out[0, 1, 33], expected = 0.0, clean.clone()
+        expected[0, 1, 33] = 0.0
+        # The rows of the same warp may have rescaled at other tiles: the last bits may differ, no more.
+        assert reference.errors(out, expected).rel_l2 < 1e-3
+
+
+def test_nan_in_k_and_v_is_seen(device):
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
+    k_bad, v_bad = k.clone(), v.clone()
+    k_bad[0, 0, 3, 3] = math.nan
+    v_bad[0, 1, 9, 7] = math.inf
+    out = cute_attn.attention(q.to(device), k_bad.to(device), v.to(device)).cpu()
+    assert out[0, 0].isnan().all()
+    assert out[0, 1].isfinite().all()
+    out = cute_attn.attention(q.to(device), k.to(device), v_bad.to(device)).cpu()
+    assert not out[0, 1, :, 7].isfinite().any()
+    assert out[0, 1, :, :7].isfinite().all()
+    assert out[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("which", ["q", "k", "v"])
+def test_all_zero(device, which):
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
+    {"q": q, "k": k, "v": v}[which].zero_()
+    out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), return_lse=True)
+    simulated, simulated_lse = simulate(q, k, v)
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    torch.testing.assert_close(lse.cpu(), simulated_lse, rtol=1e-5, atol=1e-5)
+
+
+shapes = st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3), st.integers(1, 140), st.integers(1, 140))
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shape=shapes,
+    head_dim=st.sampled_from([32, 64, 128]),
+    causal=st.booleans(),
+    kind=st.sampled_from(["outlier channels", "constant rows", "zero V channel", "large", "tiny"]),
+    seed=st.integers(0, 1 << 16),
+)
+@example(shape=(1, 1, 1, 1, 1), head_dim=128, causal=True, kind="large", seed=0)
+def test_any_shape_and_unusual_inputs(device, shape, head_dim, causal, kind, seed):
+    """Kernel equals simulator whatever is thrown at it; how near that is to float64 is the recipe's matter."""
+    batch, kv_heads, group, seq_q, seq_k = shape
+    q, k, v = random_qkv((batch, kv_heads * group, seq_q, head_dim), (batch, kv_heads, seq_k, head_dim), seed=seed)
+    if kind == "outlier channels":
+        k[..., ::7] *= 30
+        k[..., 3] += 50
+    elif kind == "constant rows":
+        k[:], q[:, :, ::2] = k[:, :, :1].clone(), 1.0
+    elif kind == "zero V channel":
+        v[..., seed % head_dim] = 0.0
+    elif kind == "large":
+        q, k, v = q * 20, k * 20, v * 1e4
+    elif kind == "tiny":
+        q, k, v = q * 1e-4, k * 1e-4, v * 1e-4
+    out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), causal=causal, return_lse=True)
+    simulated, simulated_lse = simulate(q, k, v, causal=causal)
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    torch.testing.assert_close(lse.cpu(), simulated_lse, rtol=1e-5, atol=1e-4)

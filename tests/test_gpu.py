@@ -1,0 +1,68 @@
+"""What only a CUDA device can show; run with ``pytest -m gpu``. The tests with a ``device`` fixture run there too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import cute_attn
+from cute_attn import reference
+
+pytestmark = pytest.mark.gpu
+
+
+def random_qkv(seq: int, device: str) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(2, 4, seq, 128, generator=generator).half().to(device) for _ in range(3))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_emulator_and_gpu_agree(monkeypatch, causal):
+    """Quantisers bit for bit; attention up to the GPU's approximate 2^x, which may move a P by one of its 255 steps."""
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    arch = cute_attn.arguments.resolve_arch(None, torch.empty(0, device="cuda")).name
+    on_gpu = cute_attn.quantize(*random_qkv(300, "cuda"))
+    out, lse = cute_attn.attention(*on_gpu, causal=causal, return_lse=True)
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    on_cpu = cute_attn.quantize(*random_qkv(300, "cpu"), arch=arch)
+    emulated, emulated_lse = cute_attn.attention(*on_cpu, causal=causal, return_lse=True, arch=arch)
+    for ours, theirs in (
+        (on_gpu.q.data, on_cpu.q.data),
+        (on_gpu.q.scale, on_cpu.q.scale),
+        (on_gpu.q.bias, on_cpu.q.bias),
+        (on_gpu.kv.image, on_cpu.kv.image),
+        (on_gpu.kv.v_scale, on_cpu.kv.v_scale),
+        (on_gpu.kv.k_mean, on_cpu.kv.k_mean),
+    ):
+        assert torch.equal(ours.cpu(), theirs)
+    assert reference.errors(out.cpu(), emulated).rel_l2 < 1e-3
+    torch.testing.assert_close(lse.cpu(), emulated_lse, rtol=1e-5, atol=1e-4)
+
+
+def test_runs_on_the_current_stream_and_in_a_graph(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    q, k, v = random_qkv(512, "cuda")
+    expected = cute_attn.attention(q, k, v)
+    out = torch.empty_like(q)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        cute_attn.attention(q, k, v, out=out)
+    out.zero_()
+    graph.replay()
+    torch.cuda.synchronize()
+    assert torch.equal(out, expected)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        other = cute_attn.attention(q, k, v)
+    stream.synchronize()
+    assert torch.equal(other, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_runs_on_the_tensors_device(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    q, k, v = random_qkv(200, "cuda:1")
+    out = cute_attn.attention(q, k, v)
+    assert out.device == q.device
+    assert torch.equal(out.cpu(), cute_attn.attention(*random_qkv(200, "cuda:0")).cpu())
