@@ -163,10 +163,13 @@ class FinishStatistics:
     @cute.jit
     def over_channels(self, amax: Float32, channel: Int32) -> Float32:
         """The largest amax of all channels, to every thread."""
+        warps = self.config.head_dim // 32
+        amax = cute.arch.warp_reduction(amax, absolute_max)
         smem = cutlass.memory.SmemAllocator()
-        peaks = smem.allocate_tensor(Float32, cute.make_layout(self.config.head_dim), 16)
-        peaks[channel] = amax
+        peaks = smem.allocate_tensor(Float32, cute.make_layout(warps), 16)
+        if channel % 32 == 0:
+            peaks[channel // 32] = amax
         cute.arch.sync_threads()
-        for i in range_constexpr(self.config.head_dim):
-            amax = absolute_max(amax, peaks[i])
+        for warp in range_constexpr(warps):
+            amax = absolute_max(amax, peaks[warp])
         return amax

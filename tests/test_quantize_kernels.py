@@ -1,0 +1,230 @@
+"""The quantiser kernels against their simulators in plain torch: equal bit for bit."""
+
+from __future__ import annotations
+
+import math
+import re
+
+import pytest
+import torch
+from cute_attn.kernels.quantize_key_value import KeyValueTiles
+from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
+from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
+from cute_attn.kernels.rows import QuantizerConfig
+from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
+
+from cute_attn import jit, kernel_calls, quantizer_simulator
+from cute_attn.cubin import kernel_resources
+from cute_attn.recipe import recipes
+from cute_attn.tensors import alignment
+from cute_attn.tile_images import pack_tile_images, unpack_tile_images
+
+ARCH = "sm_80"
+PER_CHANNEL = recipes()["int8"]
+PER_TENSOR = PER_CHANNEL.replace(v_scale="tensor")
+
+
+@pytest.fixture(autouse=True)
+def on_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    x[..., 3::16] = 10 * x[..., 3::16] + 5
+    return x.to(dtype)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal, a NaN being equal to a NaN."""
+    return a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def check_key_value(k: torch.Tensor, v: torch.Tensor, recipe=PER_CHANNEL) -> None:
+    """All results of the three kernels for K and V, image bytes included, equal the simulators'."""
+    image, v_scale, k_mean = kernel_calls.key_value_tiles(k, v, recipe, ARCH)
+    assert same(k_mean, quantizer_simulator.key_mean(k))
+    assert same(v_scale, quantizer_simulator.value_scale(v, recipe.v_scale))
+    keys, k_scale = quantizer_simulator.quantize_keys(k, k_mean)
+    values = quantizer_simulator.quantize_values(v, v_scale)
+    expected = pack_tile_images(keys, k_scale, values)
+    start = TileImage(k.shape[-1]).scale_offset
+    assert torch.equal(image[..., :start], expected[..., :start])
+    scales, expected_scales = (x[..., start:].contiguous().view(torch.float32) for x in (image, expected))
+    assert same(scales, expected_scales)
+
+
+def check_query(q: torch.Tensor, k_mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    results = kernel_calls.query_rows(q, k_mean, ARCH)
+    for result, expected in zip(results, quantizer_simulator.quantize_query(q, k_mean), strict=True):
+        assert same(result, expected)
+    return results
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize("head_dim", [32, 64, 128, pytest.param(256, marks=pytest.mark.slow)])
+def test_head_dims_and_dtypes(head_dim, dtype):
+    k, v = (normal(2, 2, 200, head_dim, dtype=dtype, seed=s) for s in range(2))
+    check_key_value(k, v)
+    check_query(normal(2, 4, 77, head_dim, dtype=dtype, seed=2), quantizer_simulator.key_mean(k))
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 65, 256, 257, 700])
+def test_lengths(tokens):
+    k, v = (normal(1, 2, tokens, 64, seed=s) for s in range(2))
+    check_key_value(k, v)
+    check_query(normal(1, 2, tokens, 64, seed=2), quantizer_simulator.key_mean(k))
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_one_scale_of_v_per_head(head_dim):
+    k, v = (normal(1, 3, 100, head_dim, seed=s) for s in range(2))
+    check_key_value(k, v, PER_TENSOR)
+    _, v_scale, _ = kernel_calls.key_value_tiles(k, v, PER_TENSOR, ARCH)
+    assert (v_scale == v_scale[..., :1]).all()
+    assert len(v_scale.unique()) == 3
+
+
+@pytest.mark.parametrize("padding", [0, 8, 4, 2, 1], ids=lambda p: f"row+{p}")
+def test_strides(padding):
+    """[B, S, H, D] storage, every other token, rows apart by D + padding: loads of 16 to 2 bytes give the same bits."""
+    batch, heads, tokens, head_dim = 2, 2, 70, 64
+    storage = [normal(batch, 2 * tokens, heads, head_dim + padding, seed=s) for s in range(3)]
+    k, v, q = (x[:, ::2, :, :head_dim].transpose(1, 2) for x in storage)
+    assert alignment(k) == math.gcd(16, 2 * (head_dim + padding))
+    check_key_value(k, v)
+    check_query(q, quantizer_simulator.key_mean(k))
+    image, *_ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
+    contiguous, *_ = kernel_calls.key_value_tiles(k.contiguous(), v.contiguous(), PER_CHANNEL, ARCH)
+    assert torch.equal(image, contiguous)
+
+
+def test_grouped_query_heads_use_their_own_mean():
+    k, q = normal(2, 2, 50, 64), normal(2, 6, 30, 64, seed=1)
+    k[:, 1] += 3
+    k_mean = quantizer_simulator.key_mean(k)
+    _, _, bias = check_query(q, k_mean)
+    exact = torch.einsum("bhsd,bhd->bhs", q.double(), k_mean.double().repeat_interleave(3, 1))
+    assert torch.allclose(bias.double(), exact, rtol=1e-5, atol=1e-4)
+
+
+def test_without_smoothing_there_is_no_bias():
+    q = normal(1, 2, 40, 64)
+    kernel = jit.load(QueryRows, QueryConfig(QuantizerConfig(64, "float16"), smooth_k=False), ARCH, "emulator")
+    data = torch.empty(q.shape, dtype=torch.int8)
+    scale, bias = torch.empty((2, *q.shape[:3]))
+    kernel(q, None, data, scale, bias)
+    for result, expected in zip((data, scale, bias), quantizer_simulator.quantize_query(q, None), strict=True):
+        assert same(result, expected)
+    assert not bias.any()
+
+
+def test_zero_rows_and_channels_quantise_to_zeros():
+    k, v, q = (normal(1, 1, 80, 64, seed=s) for s in range(3))
+    v[..., 5] = 0
+    q[:, :, 7] = 0
+    k[...] = k[:, :, :1]  # every token equals the mean: nothing is left after smoothing
+    check_key_value(k, v)
+    data, scale, _ = check_query(q, quantizer_simulator.key_mean(k))
+    assert not data[:, :, 7].any()
+    assert scale[0, 0, 7] == 0
+    image, v_scale, _ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
+    keys, k_scale, values = unpack_tile_images(image, 64, 80)
+    assert v_scale[0, 0, 5] == 0
+    assert not values[..., 5].any()
+    error = (keys.float() * k_scale[..., None]).abs().max()
+    assert error < 1e-5
+
+
+def test_subnormal_scales_count_as_zero():
+    q = torch.full((1, 1, 4, 64), 1e-37, dtype=torch.bfloat16)
+    data, scale, _ = check_query(q, torch.zeros(1, 1, 64))
+    assert not data.any()
+    assert not scale.any()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_non_finite_values_show_in_their_scale_alone(poison):
+    k, v, q = (normal(1, 2, 70, 64, seed=s) for s in range(3))
+    v[0, 0, 66, 9] = poison
+    q[0, 1, 3, 20] = poison
+    check_key_value(k, v)
+    _, v_scale, _ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
+    _, q_scale, q_bias = check_query(q, quantizer_simulator.key_mean(k))
+    assert (~v_scale.isfinite()).nonzero().tolist() == [[0, 0, 9]]
+    assert (~q_scale.isfinite()).nonzero().tolist() == [[0, 1, 3]]
+    assert (~q_bias.isfinite()).nonzero().tolist() == [[0, 1, 3]]
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf])
+def test_non_finite_key_poisons_the_mean_of_its_head(poison):
+    k, v, q = (normal(1, 2, 70, 64, seed=s) for s in range(3))
+    k[0, 1, 5, 2] = poison
+    check_key_value(k, v)
+    _, _, q_bias = check_query(q, quantizer_simulator.key_mean(k))
+    assert q_bias[0, 0].isfinite().all()
+    assert not q_bias[0, 1].isfinite().any()
+
+
+def test_tokens_past_the_end_are_zeros_even_if_v_is_poisoned():
+    k, v = (normal(1, 1, 65, 32, seed=s) for s in range(2))
+    v[0, 0, 64] = math.nan
+    image, *_ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
+    whole_tiles = unpack_tile_images(image, 32, 2 * TILE_TOKENS)
+    for plain in whole_tiles:
+        assert not plain[:, :, 65:].any()
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (QuantizerConfig(80, "float16"), "head dim"),
+        (QuantizerConfig(64, "float32"), "dtype"),
+        (QuantizerConfig(64, "float16", 3), "alignment"),
+    ],
+)
+def test_refused_configurations(config, reason):
+    for kernel, wrapped in ((QueryRows, QueryConfig(config)), (KeyValueStatistics, config), (KeyValueTiles, config)):
+        assert reason in kernel.can_implement(wrapped)
+        with pytest.raises(ValueError, match=reason):
+            kernel(wrapped)
+
+
+def test_refused_scale_of_v():
+    assert "v_scale" in FinishStatistics.can_implement(StatisticsConfig(64, "token"))
+
+
+def programs(head_dim: int, dtype: str, arch: str) -> dict[str, jit.Program]:
+    rows = QuantizerConfig(head_dim, dtype)
+    kernels = {
+        KeyValueStatistics: rows,
+        FinishStatistics: StatisticsConfig(head_dim, "tensor"),
+        KeyValueTiles: rows,
+        QueryRows: QueryConfig(rows),
+    }
+    return {kernel.__name__: jit.build(kernel, config, arch) for kernel, config in kernels.items()}
+
+
+def test_compiled_arithmetic_is_the_simulated():
+    """Divisions are correctly rounded, and the only fused multiply-adds are the eight of q·k_mean per token."""
+    for name, program in programs(128, "float16", ARCH).items():
+        assert not re.findall(r"\b(?:div|rcp)\.(?!rn\.f32|s32|u32)\S+", program.ptx)
+        assert len(re.findall(r"\bfma\.", program.ptx)) == (4 * 8 if name == "QueryRows" else 0)
+
+
+@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_120a", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("head_dim", [128, *(pytest.param(d, marks=pytest.mark.slow) for d in (32, 64, 256))])
+def test_nothing_spills(head_dim, arch):
+    for program in programs(head_dim, "bfloat16", arch).values():
+        for resources in kernel_resources(program.cubin).values():
+            assert resources.stack_bytes == 0
+            assert resources.registers <= 64
+
+
+def test_aligned_inputs_are_read_sixteen_bytes_at_a_time():
+    """K, V and Q, and the image, in global memory; the partial results and single scales are narrower."""
+    ptx = {name: program.ptx for name, program in programs(128, "float16", ARCH).items()}
+    for name in ("KeyValueStatistics", "KeyValueTiles", "QueryRows"):
+        loads = re.findall(r"ld\.global\S*", ptx[name])
+        assert set(loads) == {"ld.global.v4.b32"}
+    assert set(re.findall(r"st\.global\S*", ptx["KeyValueTiles"])) == {"st.global.v4.b32"}
