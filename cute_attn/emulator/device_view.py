@@ -46,6 +46,15 @@ class DeviceView:
     def __init__(self, array: Any) -> None:
         self.array = array
 
+    @staticmethod
+    def fits(array: Any) -> bool:
+        """Whether this is an array in CPU memory."""
+        return (
+            hasattr(array, "__dlpack__")
+            and hasattr(array, "__dlpack_device__")
+            and array.__dlpack_device__()[0] == _CPU
+        )
+
     def __dlpack_device__(self) -> tuple[int, int]:
         return _CUDA, 0
 
@@ -107,7 +116,8 @@ def present(arguments: Sequence[Any], names: Sequence[str] = ()) -> Views:
 
 def _present(argument: Any, name: str, spans: list[Span]) -> Any:
     if isinstance(argument, (list, tuple)):
-        return type(argument)([_present(part, f"{name}[{i}]", spans) for i, part in enumerate(argument)])
+        parts = [_present(part, f"{name}[{i}]", spans) for i, part in enumerate(argument)]
+        return type(argument)(*parts) if hasattr(argument, "_fields") else type(argument)(parts)
     if not hasattr(argument, "__dlpack__"):
         return argument
     view = argument if isinstance(argument, DeviceView) else DeviceView(argument)
