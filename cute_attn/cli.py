@@ -7,7 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-# Modules of cute_attn.commands, imported only when their command runs: `cute-attn --help` stays instant.
+# Modules of cute_attn.commands, each imported only when its command runs.
 COMMANDS = {
     "demo": "run a real transformer through the compiled kernels and show the error",
     "info": "devices, architectures, recipes and versions",

@@ -68,14 +68,15 @@ def key_value_tiles(
     batch, heads, seq_k, head_dim = k.shape
     align = min(tensors.alignment(k), tensors.alignment(v))
     statistics, finish, tiles = _key_value_kernels(head_dim, k.dtype, align, recipe.v_scale, arch, jit.backend())
-    chunks = -(-seq_k // CHUNK_TOKENS)
-    partials = torch.empty((2, batch, heads, chunks, head_dim), dtype=torch.float32, device=k.device)
-    k_mean, v_scale = torch.empty((2, batch, heads, head_dim), dtype=torch.float32, device=k.device)
-    image = torch.empty(
-        (batch, heads, -(-seq_k // TILE_TOKENS), TileImage(head_dim).nbytes), dtype=torch.uint8, device=k.device
+    device, chunks, tile_count = k.device, -(-seq_k // CHUNK_TOKENS), -(-seq_k // TILE_TOKENS)
+    # One allocation per result: slicing a common one would take longer than the caching allocator does.
+    k_partial, v_partial = (
+        torch.empty((batch, heads, chunks, head_dim), dtype=torch.float32, device=device) for _ in range(2)
     )
-    statistics(k, v, partials[0], partials[1])
-    finish(partials[0], partials[1], k_mean, v_scale, seq_k)
+    k_mean, v_scale = (torch.empty((batch, heads, head_dim), dtype=torch.float32, device=device) for _ in range(2))
+    image = torch.empty((batch, heads, tile_count, TileImage(head_dim).nbytes), dtype=torch.uint8, device=device)
+    statistics(k, v, k_partial, v_partial)
+    finish(k_partial, v_partial, k_mean, v_scale, seq_k)
     tiles(k, v, k_mean, v_scale, image)
     return image, v_scale, k_mean
 
@@ -89,7 +90,7 @@ def query_rows(q: torch.Tensor, k_mean: torch.Tensor, arch: str) -> tuple[torch.
     """data, scale and bias of Q [B, Hq, Sq, D], as `QuantizedQuery` describes them."""
     kernel = _query_kernel(q.shape[3], q.dtype, tensors.alignment(q), arch, jit.backend())
     data = torch.empty(q.shape, dtype=torch.int8, device=q.device)
-    scale, bias = torch.empty((2, *q.shape[:3]), dtype=torch.float32, device=q.device)
+    scale, bias = (torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
     if data.numel():
         kernel(q, k_mean, data, scale, bias)
     return data, scale, bias

@@ -1,0 +1,105 @@
+"""The ``cute-attn`` command, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from cute_attn import cli
+
+DISTANCES = {"rel_l2", "rel_l1", "cos", "max_abs"}
+
+
+@pytest.fixture(autouse=True)
+def on_emulator(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+
+
+def test_help_lists_the_commands_without_the_compiler():
+    code = "import sys; from cute_attn import cli; s = cli.main([]); print(s, 'cutlass' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.endswith("2 False\n")
+    for command in cli.COMMANDS:
+        assert command in result.stdout
+
+
+def test_info(capsys):
+    assert cli.main(["info"]) == 0
+    printed = capsys.readouterr().out
+    assert "backend in use: emulator" in printed
+    assert re.search(r"sm_80 +int8 +A100", printed)
+    assert re.search(r"sm_100a +none yet", printed)
+
+
+def test_check_json(capsys):
+    command = "check --recipe int8 --arch sm_89 --batch 1 --heads 2 --kv-heads 1 --seq-q 70 --seq-k 90 --head-dim 64"
+    options = "--causal --dtype bfloat16 --layout bshd --inputs outliers --seed 3 --json"
+    assert cli.main([*command.split(), *options.split()]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["kernel_vs_simulator"].keys() == DISTANCES
+    assert figures["simulator_vs_float64"].keys() == DISTANCES
+    assert figures["kernel_vs_simulator"]["rel_l2"] <= 4.5e-3
+    assert figures["simulator_vs_float64"]["cos"] > 0.99
+    assert figures["lse_max_abs"] < 1e-4
+    assert figures["findings"] == []
+
+
+def test_check_fails_on_a_wrong_kernel(capsys, monkeypatch):
+    from cute_attn.commands import check
+
+    monkeypatch.setitem(check.TOLERANCE, "float16", 0.0)
+    assert cli.main(["check", "--seq-q", "40", "--seq-k", "40", "--head-dim", "64"]) == 1
+    assert "wrong: the kernel may differ from its simulator" in capsys.readouterr().out
+
+
+def test_check_reports_findings(capsys, monkeypatch):
+    from cute_attn.commands import check
+    from cute_attn.emulator.errors import EmulatorError
+
+    def broken(*arguments):
+        raise EmulatorError("out of bounds")
+
+    monkeypatch.setattr(check, "run_kernel", broken)
+    assert cli.main(["check", "--seq-q", "40", "--seq-k", "40", "--head-dim", "64", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["findings"] == ["out of bounds"]
+
+
+def test_check_refuses_what_has_no_kernel(capsys):
+    assert cli.main(["check", "--head-dim", "80"]) == 2
+    assert "head_dim=80 has no kernel" in capsys.readouterr().err
+
+
+def test_compile_json_and_keep(capsys, tmp_path):
+    assert cli.main(["compile", "--arch", "sm_86", "--head-dim", "64", "--json", "--keep", str(tmp_path)]) == 0
+    kernels = json.loads(capsys.readouterr().out)
+    assert kernels.keys() == {"key_value_statistics", "finish_statistics", "key_value_tiles", "query_rows", "attention"}
+    for facts in kernels.values():
+        assert facts.keys() >= {"registers", "spills", "smem", "slots_per_32", "floors"}
+        assert facts["spills"] == 0
+    assert set(kernels["attention"]["slots_per_32"]) == {"all", "fast"}
+    assert {"tensor", "xu", "alu", "fma", "lsu"} == set(kernels["attention"]["floors"])
+    assert ".target sm_86" in (tmp_path / "attention.sm_86.ptx").read_text()
+    assert "IMMA.16832.U8.S8" in (tmp_path / "attention.sm_86.sass").read_text()
+    assert (tmp_path / "attention.sm_86.cubin").read_bytes()[:4] == b"\x7fELF"
+
+
+def test_compile_refuses_an_arch_without_kernel(capsys):
+    assert cli.main(["compile", "--arch", "sm_100a"]) == 2
+    assert "recipe 'int8' has no kernel for sm_100a" in capsys.readouterr().err
+
+
+def test_demo(capsys, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("Attention is computed in eight bits. The quick brown fox jumps over the lazy dog.")
+    assert cli.main(["demo", "--text", str(text)]) == 0
+    printed = capsys.readouterr().out
+    layers = re.findall(r"^ +(\d) +(\d\.\d+) +\d\.\d+$", printed, re.MULTILINE)
+    assert [int(layer) for layer, _ in layers] == list(range(6))
+    assert all(0 < float(error) < 0.1 for _, error in layers)
+    cosine = re.search(r"mean (\d\.\d+)", printed)
+    assert cosine is not None
+    assert float(cosine[1]) > 0.995
