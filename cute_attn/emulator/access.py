@@ -1,0 +1,154 @@
+"""From addresses to elements: the checks that every load, store and copy passes through, and their reports.
+
+A *place* is (views by access size, element index, CTA-relative low and high offset) of the lanes that take part.
+All functions raise `OutOfBounds` or `Misaligned` with the first offending lane.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .errors import Misaligned, OutOfBounds, UninitializedShared
+from .memory import LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, Array
+from .wave import Group
+
+LOG2 = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
+
+
+def active(group: Group, address: Any, mask: Any) -> tuple[Array, Array | None]:
+    """Addresses of the lanes that take part, [n], and their positions in the group (None: all of them)."""
+    address = group.spread(address)
+    if mask is None:
+        return address, None
+    mask = group.spread(mask)
+    if mask.all():
+        return address, None
+    positions = np.flatnonzero(mask)
+    return address[positions], positions
+
+
+def _position(positions: Array | None, n: int) -> int:
+    return n if positions is None else int(positions[n])
+
+
+def check_alignment(group: Group, address: Array, nbytes: int, positions: Array | None, index: int) -> None:
+    if nbytes == 1 or not address.size:
+        return
+    low_bits = address.dtype.type(nbytes - 1)
+    if np.bitwise_or.reduce(address) & low_bits:
+        bad = int(np.argmax((address & low_bits) != 0))
+        group.fail(
+            Misaligned,
+            index,
+            _position(positions, bad),
+            f"misaligned access: address {int(address[bad]):#x} is not a multiple of {nbytes}",
+        )
+
+
+def global_elements(
+    group: Group,
+    address: Array,
+    nbytes: int,
+    positions: Array | None,
+    index: int,
+    verb: str,
+    touched: int | None = None,
+) -> Array:
+    """Checks uint64 process addresses; element indices into `group.wave.memory.views[nbytes]`.
+
+    touched: how many of the `nbytes` are really accessed, where that is less.
+    """
+    memory = group.wave.memory
+    size = nbytes if touched is None else touched
+    if (bad := memory.outside(address, size)) is not None:
+        first = int(np.argmax(bad))
+        where = memory.describe(int(address[first]), size)
+        group.fail(
+            OutOfBounds,
+            index,
+            _position(positions, first),
+            f"global {verb} of {size} bytes at {int(address[first]):#x} is out of bounds: {where}"
+            f" ({int(bad.sum())} lanes in all)",
+        )
+    check_alignment(group, address, nbytes, positions, index)
+    return memory.index(address, nbytes)
+
+
+def shared_elements(
+    group: Group, address: Array, nbytes: int, positions: Array | None, index: int, verb: str
+) -> tuple[Array, int, int]:
+    """Checks CTA-relative uint32 addresses; (element indices into `wave.shared.views[nbytes]`, low, high offset)."""
+    shared = group.wave.shared
+    if not address.size:
+        return np.zeros(0, np.int64), 0, 0
+    low, high = int(address.min()), int(address.max()) + nbytes
+    if high > shared.size:
+        bad = int(np.argmax(address > max(shared.size - nbytes, -1))) if shared.size >= nbytes else 0
+        group.fail(
+            OutOfBounds,
+            index,
+            _position(positions, bad),
+            f"shared {verb} of {nbytes} bytes at offset {int(address[bad]):#x} is out of bounds: "
+            f"the CTA has {shared.size} bytes of shared memory",
+        )
+    check_alignment(group, address, nbytes, positions, index)
+    base = group.shared_base(nbytes)
+    if positions is not None:
+        base = base[positions]
+    return (address >> address.dtype.type(LOG2[nbytes])).astype(np.int64) + base, low, high
+
+
+def require_written(
+    group: Group, elements: Array, nbytes: int, low: int, high: int, positions: Array | None, index: int
+) -> None:
+    """Reports a read of shared bytes that nobody wrote (unless the launch lets them read as poison)."""
+    if group.wave.poison or not elements.size:
+        return
+    if (bad := group.wave.shared.unwritten(elements, nbytes, low, high)) is not None:
+        first = int(np.argmax(bad))
+        offset = int(elements[first]) * nbytes % group.wave.shared.stride
+        group.fail(
+            UninitializedShared,
+            index,
+            _position(positions, first),
+            f"read of {nbytes} bytes of shared memory at offset {offset:#x} that nobody wrote"
+            f" ({int(bad.sum())} accesses in all)",
+        )
+
+
+def local_elements(group: Group, address: Array, nbytes: int, positions: Array | None, index: int, verb: str) -> Array:
+    """Checks thread-relative addresses; element indices into `wave.local.views[nbytes]`."""
+    local = group.wave.local
+    if not address.size:
+        return np.zeros(0, np.int64)
+    if int(address.max()) + nbytes > local.size:
+        bad = int(np.argmax(address))
+        group.fail(
+            OutOfBounds,
+            index,
+            _position(positions, bad),
+            f"local {verb} of {nbytes} bytes at offset {int(address[bad]):#x} is out of bounds: "
+            f"the thread has {local.size} bytes of local memory",
+        )
+    check_alignment(group, address, nbytes, positions, index)
+    base = group.local_base(nbytes)
+    if positions is not None:
+        base = base[positions]
+    return (address >> address.dtype.type(LOG2[nbytes])).astype(np.int64) + base
+
+
+def split_generic(group: Group, address: Any, mask: Any) -> list[tuple[str, Array, Any]]:
+    """Generic addresses by window: [(space, addresses relative to the window, mask)], usually one entry."""
+    address = group.spread(address)
+    window = address >> np.uint64(56)
+    taking = np.ones(group.size, bool) if mask is None else group.spread(mask)
+    names = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAMETER_WINDOW >> 56: "param"}
+    result = []
+    for number in np.unique(window[taking]):
+        space = names.get(int(number), "global")
+        inside = taking & (window == number)
+        offset = address if space == "global" else address & np.uint64((1 << 56) - 1)
+        result.append((space, offset, None if inside.all() else inside))
+    return result

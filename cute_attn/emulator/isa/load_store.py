@@ -1,0 +1,232 @@
+"""ld and st: global, shared, local, param, const and generic, scalar and vector, with sign or zero extension.
+
+Cache operators and eviction hints change nothing. A vector access is one element of its whole size, so its alignment
+and bounds are those of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from ..access import (
+    active,
+    global_elements,
+    local_elements,
+    require_written,
+    shared_elements,
+    split_generic,
+)
+from ..codegen import BlockBuilder
+from ..errors import OutOfBounds, UnknownInstruction
+from ..memory import Array
+from ..module import Instruction
+from ..registry import emits, helper, instruction_type
+from ..types import PtxType
+from ..wave import Group
+
+_SPACES = ("global", "shared", "local", "param", "const")
+
+
+def address_expression(b: BlockBuilder, operand: str, dtype: str) -> str:
+    """The address "[%r1+8]" as an expression of `dtype`."""
+    match = re.fullmatch(r"\[\s*([%\w$]+)\s*(?:([+-])\s*(-?\w+))?\s*\]", operand)
+    if match is None:
+        raise UnknownInstruction(b.instruction.text)
+    base = b.read(match[1], dtype)
+    if match[3] is None:
+        return base
+    offset = b.literal(match[3])
+    if offset is None:
+        raise UnknownInstruction(b.instruction.text)
+    offset = -offset if match[2] == "-" else offset
+    return base if offset == 0 else f"{base} + {b.constant(offset, dtype)}"
+
+
+def state_space(i: Instruction) -> str:
+    """Name of the instruction's state space, "generic" if it names none."""
+    for part in i.parts[1:]:
+        if (space := part.split("@")[0]) in _SPACES:
+            return space
+    return "generic"
+
+
+def _type(i: Instruction) -> PtxType:
+    kind = instruction_type(i.opcode)
+    if kind is None or kind.bits == 1:
+        raise UnknownInstruction(i.opcode)
+    return kind
+
+
+@emits("ld", "ldu")
+def load(b: BlockBuilder, i: Instruction) -> None:
+    kind = _type(i)
+    space = state_space(i)
+    dests = b.vector(i.operands[0])
+    if space == "param" and (name := re.match(r"\[\s*([\w$]+)", i.operands[1])) and not b.is_register(name[1]):
+        _load_parameters(b, i, dests, kind, name[1])
+        return
+    dtype = "uint32" if space in ("shared", "local") else "uint64"
+    if space in ("param", "const"):
+        space = "generic"
+    address = address_expression(b, i.operands[1], dtype)
+    values = b.checked(f"load_{space}(G, {address}, {kind.bytes}, {len(dests)}, {b.mask}, {i.index})")
+    for n, dest in enumerate(dests):
+        values
+        item = f"{values}[{n}]" if kind.kind != "s" else f"{values}[{n}].view({kind.numpy})"
+        b.write(dest, item, kind.numpy if kind.kind == "s" else kind.carrier)
+
+
+def _load_parameters(b: BlockBuilder, i: Instruction, dests: list[str], kind: PtxType, name: str) -> None:
+    base = b.kernel.parameter_offset(name)
+    offset = re.search(r"\+\s*(\w+)", i.operands[1])
+    if base is None:
+        raise UnknownInstruction(i.text)
+    start = base + (int(offset[1], 0) if offset else 0)
+    for n, dest in enumerate(dests):
+        b.write(dest, f"parameter(G, {start + n * kind.bytes}, {kind.numpy})", kind.numpy)
+
+
+@emits("st")
+def store(b: BlockBuilder, i: Instruction) -> None:
+    kind = _type(i)
+    space = state_space(i)
+    if space in ("param", "const"):
+        raise UnknownInstruction(i.opcode)
+    dtype = "uint32" if space in ("shared", "local") else "uint64"
+    address = address_expression(b, i.operands[0], dtype)
+    values = [b.read(o, f"uint{kind.bits}") for o in b.vector(i.operands[1])]
+    b.effect(f"store_{space}(G, {address}, {kind.bytes}, ({', '.join(values)},), {b.mask}, {i.index})")
+
+
+# ---- helpers
+
+
+@helper
+def parameter(group: Group, offset: int, dtype: Any) -> Any:
+    size = np.dtype(dtype).itemsize
+    return group.wave.parameters[offset : offset + size].view(dtype)[0]
+
+
+def _columns(elements: Array, size: int, count: int) -> Any:
+    """[n] elements of size * count bytes -> [count][n] of `size` bytes each."""
+    if count == 1:
+        return elements[None]
+    return np.ascontiguousarray(elements.view(f"uint{8 * size}").reshape(-1, count).T)
+
+
+def _scatter(group: Group, columns: Any, positions: Array | None) -> Any:
+    """Loaded values back in the lanes that asked; the others get zeros, which the guard then ignores."""
+    if positions is None:
+        return columns
+    full = np.zeros((len(columns), group.size), columns.dtype)
+    full[:, positions] = columns
+    return full
+
+
+def _join(group: Group, values: tuple[Any, ...], size: int, positions: Array | None, unit: Any) -> Array:
+    """The stored elements of the lanes that take part, [n] of the whole access size."""
+    picked = [v if v.ndim == 0 or positions is None else v[positions] for v in values]
+    count = group.size if positions is None else positions.size
+    if len(values) == 1:
+        return np.broadcast_to(picked[0], (count,))
+    joined = np.empty((count, len(values)), f"uint{8 * size}")
+    for n, value in enumerate(picked):
+        joined[:, n] = value
+    return joined.view(unit).reshape(count)
+
+
+@helper
+def load_global(group: Group, address: Any, size: int, count: int, mask: Any, index: int) -> Any:
+    total = size * count
+    if address.ndim == 0 and mask is None:
+        # The same address in all lanes: one element, and the result stays uniform.
+        elements = global_elements(group, np.atleast_1d(address), total, None, index, "read")
+        return _columns(group.wave.memory.views[total].take(elements), size, count)[:, 0]
+    lanes, positions = active(group, address, mask)
+    elements = global_elements(group, lanes, total, positions, index, "read")
+    return _scatter(group, _columns(group.wave.memory.views[total].take(elements), size, count), positions)
+
+
+@helper
+def store_global(group: Group, address: Any, size: int, values: tuple[Any, ...], mask: Any, index: int) -> None:
+    total = size * len(values)
+    lanes, positions = active(group, address, mask)
+    elements = global_elements(group, lanes, total, positions, index, "write")
+    view = group.wave.memory.views[total]
+    view[elements] = _join(group, values, size, positions, view.dtype)
+
+
+@helper
+def load_shared(group: Group, address: Any, size: int, count: int, mask: Any, index: int) -> Any:
+    total = size * count
+    lanes, positions = active(group, address, mask)
+    elements, low, high = shared_elements(group, lanes, total, positions, index, "read")
+    require_written(group, elements, total, low, high, positions, index)
+    return _scatter(group, _columns(group.wave.shared.views[total].take(elements), size, count), positions)
+
+
+@helper
+def store_shared(group: Group, address: Any, size: int, values: tuple[Any, ...], mask: Any, index: int) -> None:
+    total = size * len(values)
+    lanes, positions = active(group, address, mask)
+    elements, low, high = shared_elements(group, lanes, total, positions, index, "write")
+    if elements.size:
+        view = group.wave.shared.views[total]
+        view[elements] = _join(group, values, size, positions, view.dtype)
+        group.wave.shared.mark(elements, total, low, high)
+
+
+@helper
+def load_local(group: Group, address: Any, size: int, count: int, mask: Any, index: int) -> Any:
+    total = size * count
+    lanes, positions = active(group, address, mask)
+    elements = local_elements(group, lanes, total, positions, index, "read")
+    return _scatter(group, _columns(group.wave.local.views[total].take(elements), size, count), positions)
+
+
+@helper
+def store_local(group: Group, address: Any, size: int, values: tuple[Any, ...], mask: Any, index: int) -> None:
+    total = size * len(values)
+    lanes, positions = active(group, address, mask)
+    elements = local_elements(group, lanes, total, positions, index, "write")
+    view = group.wave.local.views[total]
+    view[elements] = _join(group, values, size, positions, view.dtype)
+
+
+@helper
+def load_param(group: Group, address: Any, size: int, count: int, mask: Any, index: int) -> Any:
+    """A parameter at a computed offset."""
+    total = size * count
+    lanes, positions = active(group, address, mask)
+    if lanes.size and int(lanes.max()) + total > group.wave.kernel.parameter_bytes:
+        group.fail(OutOfBounds, index, int(np.argmax(lanes)), "read past the end of the kernel's parameters")
+    window = lanes.astype(np.int64)[:, None] + np.arange(total)
+    values = group.wave.parameters[window].view(f"uint{8 * size}")
+    return _scatter(group, np.ascontiguousarray(values.T), positions)
+
+
+_LOADS = {"global": load_global, "shared": load_shared, "local": load_local, "param": load_param}
+_STORES = {"global": store_global, "shared": store_shared, "local": store_local}
+
+
+@helper
+def load_generic(group: Group, address: Any, size: int, count: int, mask: Any, index: int) -> Any:
+    pieces = split_generic(group, address, mask)
+    if len(pieces) == 1:
+        space, offset, inside = pieces[0]
+        return _LOADS[space](group, offset, size, count, inside, index)
+    result = np.zeros((count, group.size), f"uint{8 * size}")
+    for space, offset, inside in pieces:
+        result[:, inside] = _LOADS[space](group, offset, size, count, inside, index)[:, inside]
+    return result
+
+
+@helper
+def store_generic(group: Group, address: Any, size: int, values: tuple[Any, ...], mask: Any, index: int) -> None:
+    for space, offset, inside in split_generic(group, address, mask):
+        if space == "param":
+            group.fail(OutOfBounds, index, 0, "kernel parameters cannot be written")
+        _STORES[space](group, offset, size, values, inside, index)

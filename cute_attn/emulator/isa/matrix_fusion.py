@@ -1,0 +1,158 @@
+"""Turns the mma of a basic block into few large matrix products.
+
+A warp's m16n8k16 is far too small for numpy to be efficient. But an mma waits until somebody reads its result (values
+never change, so this is always allowed), and until then mma can be merged:
+* along k: an mma whose C is the otherwise unused D of a waiting one continues its sum;
+* along n and m: waiting chains that share their A or B fragments form a grid of row tiles and column tiles, and the
+  whole grid is one product per warp.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from ..codegen import Operation
+from ..registry import HELPERS, block_pass
+from .matrix import MmaKind, MmaNode
+
+Steps = tuple[tuple[str, ...], ...]
+
+
+@dataclass
+class _Chain:
+    """mma that sum into one accumulator: fragments of A and B step by step, first C and last D."""
+
+    kind: MmaKind
+    c: tuple[str, ...]
+    d: tuple[str, ...]
+    a: list[tuple[str, ...]]
+    b: list[tuple[str, ...]]
+    index: int
+
+
+@dataclass
+class _Waiting:
+    """The mma that nobody has needed yet."""
+
+    chains: dict[tuple[str, ...], _Chain] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def add(self, node: MmaNode, uses: Counter[str]) -> None:
+        chain = self.chains.get(node.c)
+        if chain is not None and self.can_continue(node, chain, uses):
+            del self.chains[node.c]
+            self.names.difference_update(node.c)
+            chain.a.append(node.a)
+            chain.b.append(node.b)
+            chain.d = node.d
+        else:
+            chain = _Chain(node.kind, node.c, node.d, [node.a], [node.b], node.index)
+        self.chains[node.d] = chain
+        self.names.update(node.d)
+
+    @staticmethod
+    def can_continue(node: MmaNode, chain: _Chain, uses: Counter[str]) -> bool:
+        return (
+            chain.kind == node.kind
+            and len(chain.a) < node.kind.longest_chain
+            and all(uses[name] == 1 for name in node.c)
+        )
+
+    def blocks(self, node: MmaNode, uses: Counter[str]) -> bool:
+        """Whether the waiting mma must be done before `node` can wait with them."""
+        if self.names.intersection(node.a, node.b):
+            return True
+        if not self.names.intersection(node.c):
+            return False
+        chain = self.chains.get(node.c)
+        return chain is None or not self.can_continue(node, chain, uses)
+
+
+def _grids(chains: list[_Chain]) -> list[list[list[_Chain]]]:
+    """Chains arranged in grids: rows share A, columns share B, and every place is taken once."""
+    rows: dict[tuple[MmaKind, Steps, int], dict[Steps, _Chain]] = {}
+    for chain in chains:
+        repeat = 0
+        while tuple(chain.b) in rows.get((chain.kind, tuple(chain.a), repeat), {}):
+            repeat += 1
+        rows.setdefault((chain.kind, tuple(chain.a), repeat), {})[tuple(chain.b)] = chain
+    grids: dict[tuple[MmaKind, int, frozenset[Steps]], list[list[_Chain]]] = {}
+    for (kind, a, _), by_column in rows.items():
+        grid = grids.setdefault((kind, len(a), frozenset(by_column)), [])
+        order = [tuple(chain.b) for chain in grid[0]] if grid else list(by_column)
+        grid.append([by_column[column] for column in order])
+    return list(grids.values())
+
+
+def _nested(steps: list[Steps]) -> str:
+    def one(items: list[str]) -> str:
+        return f"({', '.join(items)},)"
+
+    return one([one([one(list(fragment)) for fragment in tile]) for tile in steps])
+
+
+def _operation(grid: list[list[_Chain]], outside: set[str]) -> Operation:
+    first = grid[0][0]
+    a = [tuple(row[0].a) for row in grid]
+    b = [tuple(chain.b) for chain in grid[0]]
+    flat = [chain for row in grid for chain in row]
+    a_names = [name for tile in a for fragment in tile for name in fragment]
+    b_names = [name for tile in b for fragment in tile for name in fragment]
+    keep = (outside.issuperset(a_names), outside.issuperset(b_names))
+    c = ", ".join(f"({', '.join(chain.c)},)" for chain in flat)
+    writes = tuple(name for chain in flat for name in chain.d)
+    code = (
+        f"{', '.join(writes)}, = mma_tiles(G, {_kind_name(first.kind)}, {_nested(a)}, {_nested(b)}, ({c},), {keep}, "
+        f"{first.index})"
+    )
+    reads = tuple(dict.fromkeys([*a_names, *b_names, *(name for chain in flat for name in chain.c)]))
+    return Operation(code, reads, writes, "matrix", pure=False)
+
+
+def _kind_name(kind: MmaKind) -> str:
+    """A name by which generated code reaches the kind."""
+    name = f"MMA_{kind.a}_{kind.b}_{kind.accumulator}_{kind.k}{'_satfinite' if kind.saturate else ''}"
+    HELPERS[name] = kind
+    return name
+
+
+def _values_from_outside(operations: list[Operation]) -> set[str]:
+    """Values that come from before the block, also through views: the same arrays as long as nobody writes them."""
+    names: set[str] = set()
+    for operation in operations:
+        from_register = operation.family == "registers" and not operation.reads
+        if from_register or (operation.family == "views" and names.issuperset(operation.reads)):
+            names.update(operation.writes)
+    return names
+
+
+@block_pass
+def fuse_mma(operations: list[Operation], kept: set[str]) -> list[Operation]:
+    """Replaces every operation with an `MmaNode` by the products described above. kept: values read after the block."""
+    if not any(isinstance(operation.payload, MmaNode) for operation in operations):
+        return operations
+    uses: Counter[str] = Counter(kept)
+    for operation in operations:
+        uses.update(operation.reads)
+    outside = _values_from_outside(operations)
+    result: list[Operation] = []
+    waiting = _Waiting()
+
+    def flush() -> None:
+        nonlocal waiting
+        result.extend(_operation(grid, outside) for grid in _grids(list(waiting.chains.values())))
+        waiting = _Waiting()
+
+    for operation in operations:
+        node = operation.payload
+        if isinstance(node, MmaNode):
+            if waiting.blocks(node, uses):
+                flush()
+            waiting.add(node, uses)
+            continue
+        if waiting.names.intersection(operation.reads):
+            flush()
+        result.append(operation)
+    flush()
+    return result

@@ -1,0 +1,95 @@
+"""Special registers. Clocks count scheduler steps of nobody: they only ever grow."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from ..registry import special
+from ..wave import Group
+
+_ticks = itertools.count(1)
+_ZERO = np.uint32(0)
+
+
+def _axis(name: str, axis: int) -> None:
+    special(f"%tid.{name}")(lambda g: g.take(g.wave.thread_index[axis]))
+    special(f"%ctaid.{name}")(lambda g: g.take(g.wave.cta_index[axis]))
+    special(f"%ntid.{name}")(lambda g: np.uint32(g.wave.block[axis]))
+    special(f"%nctaid.{name}")(lambda g: np.uint32(g.wave.grid[axis]))
+    # Without a cluster launch every CTA is a cluster of one.
+    special(f"%cluster_ctaid.{name}")(lambda g: _ZERO)
+    special(f"%cluster_nctaid.{name}")(lambda g: np.uint32(1))
+    special(f"%clusterid.{name}")(lambda g: g.take(g.wave.cta_index[axis]))
+    special(f"%nclusterid.{name}")(lambda g: np.uint32(g.wave.grid[axis]))
+
+
+for _number, _name in enumerate("xyz"):
+    _axis(_name, _number)
+
+
+@special("%laneid")
+def laneid(group: Group) -> Any:
+    return (group.take(group.wave.thread_of_lane) % 32).astype(np.uint32)
+
+
+@special("%warpid")
+def warpid(group: Group) -> Any:
+    return (group.take(group.wave.thread_of_lane) // 32).astype(np.uint32)
+
+
+@special("%nwarpid")
+def nwarpid(group: Group) -> Any:
+    return np.uint32(group.wave.cta_lanes // 32)
+
+
+@special("%lanemask_eq")
+def lanemask_eq(group: Group) -> Any:
+    return np.uint32(1) << laneid(group)
+
+
+@special("%lanemask_lt")
+def lanemask_lt(group: Group) -> Any:
+    return lanemask_eq(group) - np.uint32(1)
+
+
+@special("%lanemask_le")
+def lanemask_le(group: Group) -> Any:
+    return lanemask_lt(group) | lanemask_eq(group)
+
+
+@special("%lanemask_ge")
+def lanemask_ge(group: Group) -> Any:
+    return ~lanemask_lt(group)
+
+
+@special("%lanemask_gt")
+def lanemask_gt(group: Group) -> Any:
+    return ~lanemask_le(group)
+
+
+@special("%clock", "%clock_hi")
+def clock(group: Group) -> Any:
+    return np.uint32(next(_ticks) & 0xFFFF_FFFF)
+
+
+@special("%clock64", "%globaltimer")
+def clock64(group: Group) -> Any:
+    return np.uint64(next(_ticks))
+
+
+@special("%smid", "%gridid", "%cluster_ctarank", "%is_explicit_cluster")
+def zero(group: Group) -> Any:
+    return _ZERO
+
+
+@special("%nsmid", "%cluster_nctarank")
+def one(group: Group) -> Any:
+    return np.uint32(1)
+
+
+@special("%dynamic_smem_size", "%total_smem_size")
+def shared_size(group: Group) -> Any:
+    return np.uint32(group.wave.shared_bytes)

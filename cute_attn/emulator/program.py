@@ -1,0 +1,94 @@
+"""A kernel in executable form: basic blocks, their control flow and liveness, and the compiled Python functions."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from . import isa, registry
+from .codegen import EXIT, BlockBuilder, BlockCode, assemble
+from .module import Instruction, Kernel
+
+_NUMPY = """
+    where maximum minimum fmax fmin abs signbit sqrt rint floor ceil trunc exp2 log2 copysign
+    uint8 uint16 uint32 uint64 int8 int16 int32 int64 float16 float32 float64
+"""
+_NAMES: dict[str, Any] = {name: getattr(np, name) for name in _NUMPY.split()}
+"""What generated code may call besides the families' helpers."""
+
+
+class Program:
+    """Blocks of one kernel. `function(b)` is the callable of block b, compiled when first asked for."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.constants: dict[str, Any] = {}
+        starts = self._leaders(kernel)
+        self.block_of = {start: number for number, start in enumerate(starts)}
+        ends = [*starts[1:], len(kernel.instructions)]
+        self.blocks = [kernel.instructions[a:b] for a, b in zip(starts, ends, strict=True)]
+        targets = {label: self.block_of.get(at, EXIT) for label, at in kernel.labels.items()}
+        self._codes = [self._emit(number, block, targets) for number, block in enumerate(self.blocks)]
+        self._live_out = _live_out(self._codes)
+        self._functions: dict[tuple[int, bool], Callable[..., Any]] = {}
+
+    @staticmethod
+    def _leaders(kernel: Kernel) -> list[int]:
+        leaders = {0, *kernel.labels.values()}
+        for i, instruction in enumerate(kernel.instructions):
+            if registry.starts_block(instruction.opcode):
+                leaders.add(i)
+            if registry.ends_block(instruction.opcode):
+                leaders.add(i + 1)
+        return sorted(leader for leader in leaders if leader < len(kernel.instructions))
+
+    def _emit(self, number: int, block: list[Instruction], targets: dict[str, int]) -> BlockCode:
+        builder = BlockBuilder(self.kernel, number, targets, self.constants)
+        for instruction in block:
+            builder.add(instruction)
+        if not builder.code.end:
+            following = number + 1 if number + 1 < len(self.blocks) else EXIT
+            builder.finish(f"('jump', {following})", following)
+        return builder.code
+
+    def source(self, block: int, *, profiled: bool = False) -> str:
+        """The generated Python of a block, for reading."""
+        return assemble(self._codes[block], self._live_out[block], self.kernel.register_bits, profiled=profiled)
+
+    def function(self, block: int, profile: Callable[[str, float], None] | None = None) -> Callable[..., Any]:
+        key = (block, profile is not None)
+        if (function := self._functions.get(key)) is None:
+            text = self.source(block, profiled=profile is not None)
+            names = {**_NAMES, **registry.HELPERS, **self.constants, "clock": time.perf_counter, "profile": profile}
+            exec(compile(text, f"<{self.kernel.name} block {block}>", "exec"), names)
+            function = names["block"]
+            if profile is None:
+                self._functions[key] = function
+        return function
+
+
+def _live_out(codes: list[BlockCode]) -> list[set[int]]:
+    """Per block: the registers that some path after it reads before writing them."""
+    live_in = [set(code.live_in) for code in codes]
+    live_out: list[set[int]] = [set() for _ in codes]
+    changed = True
+    while changed:
+        changed = False
+        for i in range(len(codes) - 1, -1, -1):
+            out: set[int] = set().union(*(live_in[s] for s in codes[i].successors if s < EXIT))
+            if out != live_out[i]:
+                live_out[i] = out
+                live_in[i] = codes[i].live_in | (out - codes[i].killed)
+                changed = True
+    return live_out
+
+
+def compile_kernel(kernel: Kernel) -> Program:
+    """The kernel's program, made once."""
+    assert isa.FAMILIES
+    if kernel.program is None:
+        kernel.program = Program(kernel)
+    return kernel.program

@@ -1,0 +1,182 @@
+"""The state of a set of CTAs that run together, and the groups of lanes that step through a block.
+
+Lanes are numbered CTA by CTA; a CTA whose block is not a multiple of 32 threads is padded with lanes that have
+already left. A register is one array over all lanes of the wave, or a numpy scalar while it is the same in all.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, NoReturn
+
+import numpy as np
+
+from .codegen import EXIT
+from .errors import DivergentWarp, EmulatorError
+from .memory import Array, GlobalMemory, PrivateMemory, SharedMemory
+from .module import Kernel
+from .types import carrier_dtype
+
+Shape = tuple[int, int, int]
+
+
+class Wave:
+    """CTAs `ctas` (linear numbers in the grid) of one launch."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        ctas: Array,
+        grid: Shape,
+        block: Shape,
+        shared_bytes: int,
+        parameters: bytes,
+        memory: GlobalMemory,
+        constants: dict[str, int],
+        *,
+        poison: bool = False,
+    ) -> None:
+        self.kernel = kernel
+        self.ctas = ctas
+        self.grid = grid
+        self.block = block
+        self.parameters = np.frombuffer(parameters.ljust(kernel.parameter_bytes + 16, b"\0"), np.uint8)
+        self.memory = memory
+        self.constants = constants
+        self.poison = poison
+        self.threads = block[0] * block[1] * block[2]
+        self.cta_lanes = -(-self.threads // 32) * 32
+        self.lanes = len(ctas) * self.cta_lanes
+        self.shared_bytes = shared_bytes
+        self.shared = SharedMemory(len(ctas), shared_bytes)
+        self.registers: list[Any] = [np.dtype(carrier_dtype(bits)).type(0) for bits in kernel.register_bits]
+        self.cta_of_lane = np.repeat(np.arange(len(ctas), dtype=np.int64), self.cta_lanes)
+        self.thread_of_lane = np.tile(np.arange(self.cta_lanes, dtype=np.int64), len(ctas))
+        self.pc = np.where(self.thread_of_lane < self.threads, 0, EXIT)
+        self.waiting = np.zeros(self.lanes, bool)
+        self.everyone = Group(self, slice(0, self.lanes))
+        self.state: dict[str, Any] = {}
+        """Whatever a family keeps per wave (barrier counts, fragment caches), under its own key."""
+
+    @cached_property
+    def local(self) -> PrivateMemory:
+        return PrivateMemory(self.lanes, self.kernel.local_bytes)
+
+    @cached_property
+    def thread_index(self) -> tuple[Array, Array, Array]:
+        x, y, _ = self.block
+        t = self.thread_of_lane
+        return tuple(v.astype(np.uint32) for v in (t % x, t // x % y, t // (x * y)))  # type: ignore[return-value]
+
+    @cached_property
+    def cta_index(self) -> tuple[Array, Array, Array]:
+        x, y, _ = self.grid
+        c = self.ctas[self.cta_of_lane]
+        return tuple(v.astype(np.uint32) for v in (c % x, c // x % y, c // (x * y)))  # type: ignore[return-value]
+
+    def locate(self, lane: int) -> tuple[Shape, Shape]:
+        """(cta, thread) coordinates of a lane."""
+        cta, thread = int(self.ctas[self.cta_of_lane[lane]]), int(self.thread_of_lane[lane])
+        (gx, gy, _), (bx, by, _) = self.grid, self.block
+        return (cta % gx, cta // gx % gy, cta // (gx * gy)), (thread % bx, thread // bx % by, thread // (bx * by))
+
+
+class _RegisterWindow:
+    """The registers as a part of the wave sees them: reading gathers, writing scatters."""
+
+    def __init__(self, registers: list[Any], lanes: slice | Array, total: int) -> None:
+        self._registers = registers
+        self._lanes = lanes
+        self._total = total
+
+    def __getitem__(self, index: int) -> Any:
+        value = self._registers[index]
+        return value if value.ndim == 0 else value[self._lanes]
+
+    def __setitem__(self, index: int, value: Any) -> None:
+        old = self._registers[index]
+        new = np.full(self._total, old) if old.ndim == 0 else old.copy()
+        new[self._lanes] = value
+        self._registers[index] = new
+
+
+class Group:
+    """The lanes that execute a block together: a slice or a sorted index array into the wave's lanes."""
+
+    def __init__(self, wave: Wave, lanes: slice | Array) -> None:
+        self.wave = wave
+        self.lanes = lanes
+        self.size = lanes.stop - lanes.start if isinstance(lanes, slice) else len(lanes)
+        self.is_whole = self.size == wave.lanes
+        self.registers: Any = wave.registers
+        if not self.is_whole:
+            self.registers = _RegisterWindow(wave.registers, lanes, wave.lanes)
+
+    @cached_property
+    def lane_numbers(self) -> Array:
+        """[size] int64: lane numbers in the wave."""
+        return np.arange(self.wave.lanes)[self.lanes]
+
+    @cached_property
+    def cta(self) -> Array:
+        """[size] int64: the CTA of each lane, as a number within the wave."""
+        return self.wave.cta_of_lane[self.lanes]
+
+    @cached_property
+    def _bases(self) -> dict[tuple[str, int], Array]:
+        return {}
+
+    def shared_base(self, nbytes: int) -> Array:
+        """[size] int64: index of the first element of each lane's shared memory, in units of `nbytes`."""
+        if ("shared", nbytes) not in self._bases:
+            self._bases["shared", nbytes] = self.wave.shared.base(self.cta, nbytes)
+        return self._bases["shared", nbytes]
+
+    def local_base(self, nbytes: int) -> Array:
+        if ("local", nbytes) not in self._bases:
+            self._bases["local", nbytes] = self.wave.local.base(self.lane_numbers, nbytes)
+        return self._bases["local", nbytes]
+
+    @cached_property
+    def has_whole_warps(self) -> bool:
+        if self.size % 32:
+            return False
+        warps = self.lane_numbers.reshape(-1, 32)
+        return bool((warps[:, 0] % 32 == 0).all() and (warps[:, 31] - warps[:, 0] == 31).all())
+
+    def take(self, values: Array) -> Array:
+        """The group's part of a per-lane array of the wave."""
+        return values[self.lanes]
+
+    def spread(self, value: Any) -> Array:
+        """A scalar as an array over the lanes; an array as it is."""
+        return value if value.ndim else np.full(self.size, value)
+
+    def require_whole_warps(self, index: int) -> int:
+        """Number of warps; raises DivergentWarp unless all 32 lanes of each of them are here."""
+        if not self.has_whole_warps:
+            warp = self.lane_numbers // 32
+            counts = np.bincount(warp)[warp]
+            culprit = int(np.argmax(counts < 32))
+            self.fail(
+                DivergentWarp,
+                index,
+                culprit,
+                f"warp-wide instruction executed by {int(counts[culprit])} of the 32 lanes of a warp",
+            )
+        return self.size // 32
+
+    def fail(self, error: type[EmulatorError], index: int, position: int, what: str) -> NoReturn:
+        """Raises `error` for instruction `index` and the lane at `position` of the group."""
+        wave = self.wave
+        instruction = wave.kernel.instructions[index]
+        lane = int(self.lane_numbers[position])
+        cta, thread = wave.locate(lane)
+        place = f" ({instruction.source})" if instruction.source else ""
+        finding = error(
+            f"{what}\n  instruction: {instruction.text}{place}\n  kernel: {wave.kernel.name}\n"
+            f"  CTA {cta}, thread {thread}, warp {int(wave.thread_of_lane[lane]) // 32} lane {lane % 32}"
+        )
+        finding.instruction, finding.kernel = instruction.text, wave.kernel.name
+        finding.cta, finding.thread = cta, thread
+        raise finding
