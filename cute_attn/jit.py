@@ -283,7 +283,7 @@ def _on_emulator(program: Program) -> Callable[..., Any]:
     emulator.register(program.cubin, program.ptx)
     function = _link(program, [str(emulator.runtime_library())])
 
-    def run(*arguments: Any, seed: int | None = None) -> Any:
-        return emulator.call(function, arguments, program.arch, names=program.arguments, seed=seed)
+    def run(*arguments: Any) -> Any:
+        return emulator.call(function, arguments, program.arch, names=program.arguments)
 
     return run

@@ -9,13 +9,15 @@ the exception is raised again when control is back in Python.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
+import dataclasses
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from cute_attn.emulator.device import Device, device_for
 from cute_attn.emulator.device_view import present
@@ -25,7 +27,7 @@ from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import Kernel, parse
 from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
 
-__all__ = ["call", "clear_launches", "launches", "register", "session"]
+__all__ = ["Settings", "call", "clear_launches", "launches", "register", "session", "settings"]
 
 _FATBIN_MAGIC = 0xBA55ED50
 _ERROR_UNKNOWN = 999  # cudaErrorUnknown; the stored exception says more
@@ -70,13 +72,29 @@ class _LoadedKernel:
     dynamic_shared_limit: int
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How launches are run; the same results are right under all of them.
+
+    seed:                 order in which warps and CTAs are stepped; None is the fixed order
+    uninitialized_shared: a read of shared memory that nobody wrote is an "error", or gives "poison" (NaN), for programs
+                          that load rows and never use them
+    profile:              measure seconds per instruction family (slower)
+    workers:              threads that run CTAs, by default one per core
+    """
+
+    seed: int | None = None
+    uninitialized_shared: Literal["error", "poison"] = "error"
+    profile: bool = False
+    workers: int | None = None
+
+
 @dataclass
 class _Session:
     """One call in progress: the device, the memory it may touch, and the exception that ended it."""
 
     device: Device
     spans: list[Span] = field(default_factory=list)
-    seed: int | None = None
     error: BaseException | None = None
 
 
@@ -186,7 +204,7 @@ class _Runtime:
             shared_bytes=requested.dynamic_shared_bytes,
             parameters=_parameters(loaded.kernel, arguments),
             memory=GlobalMemory(session.spans),
-            seed=session.seed,
+            **dataclasses.asdict(_settings.get()),
         )
         self.records.append(record)
 
@@ -274,8 +292,21 @@ def register(cubin: bytes, ptx: str) -> None:
             _runtime.modules.append(_Module(cubin, ptx))
 
 
+_settings = contextvars.ContextVar("settings", default=Settings())
+
+
 @contextlib.contextmanager
-def session(spans: list[Span], arch: str, seed: int | None = None) -> Iterator[None]:
+def settings(**changes: Any) -> Iterator[None]:
+    """A period in which this thread's launches are run with some of the `Settings` changed."""
+    token = _settings.set(dataclasses.replace(_settings.get(), **changes))
+    try:
+        yield
+    finally:
+        _settings.reset(token)
+
+
+@contextlib.contextmanager
+def session(spans: list[Span], arch: str) -> Iterator[None]:
     """A period in which host code may call the runtime.
 
     spans: the memory that launches may touch; read at each launch, so it may still grow
@@ -285,7 +316,7 @@ def session(spans: list[Span], arch: str, seed: int | None = None) -> Iterator[N
     """
     with _runtime.lock:
         _runtime.bind()
-        outer, current = _runtime.session, _Session(device_for(arch), spans, seed)
+        outer, current = _runtime.session, _Session(device_for(arch), spans)
         _runtime.session = current
         try:
             yield
@@ -298,14 +329,7 @@ def session(spans: list[Span], arch: str, seed: int | None = None) -> Iterator[N
             raise current.error
 
 
-def call(
-    function: Callable[..., Any],
-    arguments: Sequence[Any],
-    arch: str,
-    *,
-    names: Sequence[str] = (),
-    seed: int | None = None,
-) -> Any:
+def call(function: Callable[..., Any], arguments: Sequence[Any], arch: str, *, names: Sequence[str] = ()) -> Any:
     """Call compiled host code, linked against `runtime_library`, on CPU tensors.
 
     function:  the compiled TVM-FFI function
@@ -313,12 +337,11 @@ def call(
                exactly the memory of these tensors
     arch:      the device to pretend to be
     names:     the arguments' names, for error messages
-    seed:      order in which warps run; None is the fixed order
 
     Raises what the emulator raised inside a launch, and otherwise what the function raises.
     """
     views = present(arguments, names)
-    with session(views.spans, arch, seed):
+    with session(views.spans, arch):
         return function(*views.arguments)
 
 
