@@ -20,6 +20,7 @@ __all__ = ["attention", "attention_int8", "attention_on_image"]
 _LOG2_255 = 7.994353436858858
 _UNSEEN = 2.0**100
 _HEADROOM = 0.5
+_MARGIN = 2.0**-20  # the kernel's room for the roundings of m
 _SMALLEST_ROW_SCALE = 2.0**-100
 _CHUNK_TILES = 256
 _LARGEST_ROW_SUM = 12_700_000
@@ -35,14 +36,12 @@ class _Rows:
     warp_rows: int
     m: torch.Tensor = field(init=False)
     bias: torch.Tensor = field(init=False)
-    limit: torch.Tensor = field(init=False)
     row_sum: torch.Tensor = field(init=False)
     output: torch.Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.m = torch.full_like(self.scale, -_UNSEEN)
         self.bias = torch.full_like(self.scale, _UNSEEN)
-        self.limit = torch.full_like(self.scale, -math.inf)
         self.row_sum = torch.zeros_like(self.scale, dtype=torch.int32)
         self.output = torch.zeros(*self.scale.shape, self.head_dim, dtype=torch.int32, device=self.scale.device)
 
@@ -52,16 +51,17 @@ class _Rows:
         shift = (m - self.m).clamp(max=_MAX_SHIFT).to(torch.int32)
         self.row_sum >>= shift
         self.output >>= shift[..., None]
-        moved = m != self.m
+        self.bias = torch.where(m != self.m, _LOG2_255 - m, self.bias)
         self.m = m
-        self.bias = torch.where(moved, _LOG2_255 - m, self.bias)
-        self.limit = torch.where(moved, m / self.scale, self.limit)
 
     def make_room(self, y: torch.Tensor) -> None:
-        """If a score passes its row's limit, raise the max of every row of that warp."""
+        """If a probability would exceed 255, raise the max of every row of that warp."""
         top = y.amax(-1)
-        passed = (top > self.limit).unflatten(-1, (-1, self.warp_rows)).any(-1)
-        m = torch.ceil(float32.fma(top, self.scale, torch.tensor(_HEADROOM)))
+        passed = float32.fma(top, self.scale, self.bias) > torch.tensor(_LOG2_255)
+        passed = passed.unflatten(-1, (-1, self.warp_rows)).any(-1)
+        x = top * self.scale
+        m = torch.ceil(float32.fma(x.abs(), torch.tensor(_MARGIN), x) + _HEADROOM)
+        m = torch.where(top == -math.inf, self.m, m)  # such a row sees no key of this tile and keeps its max
         self.raise_max(m, passed.repeat_interleave(self.warp_rows, -1))
 
     def bound_sums(self, due: torch.Tensor) -> None:
