@@ -142,8 +142,9 @@ def load(kernel_class: type, config: Any, arch: str, backend: str) -> Callable[.
     """The program as a function of tensors and scalars, in the order of ``kernel_class.__call__``, without the stream.
 
     arch:    target the program is compiled for; on CUDA, one whose code runs on the tensors' device
-    backend: "cuda" launches on the device of the tensors, on PyTorch's current stream there, and returns at once;
-             "emulator" runs on CPU tensors and has finished on return
+    backend: "cuda" launches on the device of the tensors, on PyTorch's current stream there, and returns at once (the
+             first call loads the machine code, so it has to come before a CUDA graph capture, later ones may be
+             captured); "emulator" runs on CPU tensors and has finished on return
 
     Kept in memory: the second call with equal arguments returns the same object. Raises what `build` raises.
     """

@@ -80,7 +80,7 @@ def test_scores_follow_from_multiply_adds(total: int, per_score: int, scores: in
 
 
 def test_instruction_classes_and_costs() -> None:
-    assert [classify(op) for op in ("IMAD.MOV.U32", "IMAD", "LDSM.16.M88.4", "UIADD3", "I2F.S8", "QQQ")] == [
+    assert [classify(op) for op in ("IMAD.MOV.U32", "IMAD", "LDSM.16.M88.4", "UMOV", "I2F.S8", "QQQ")] == [
         "move",
         "integer",
         "shared load",

@@ -292,7 +292,8 @@ def register(cubin: bytes, ptx: str) -> None:
             _runtime.modules.append(_Module(cubin, ptx))
 
 
-_settings = contextvars.ContextVar("settings", default=Settings())
+_USUAL = Settings()
+_settings = contextvars.ContextVar("settings", default=_USUAL)
 
 
 @contextlib.contextmanager

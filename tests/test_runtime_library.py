@@ -1,0 +1,134 @@
+"""The stand-in for the CUDA runtime: how it is built, its limits, and what it refuses."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from mma_loop import MmaLoop, MmaLoopConfig
+from scaled_copy import ScaledCopy, ScaledCopyConfig
+
+from cute_attn import jit
+from cute_attn.emulator import EmulatorError, runtime
+from cute_attn.emulator.capture import session
+from cute_attn.emulator.device import device_for
+from cute_attn.emulator.device_view import DeviceView, present
+from cute_attn.emulator.errors import InvalidLaunch
+
+# ---- building ----
+
+
+@pytest.fixture
+def not_installed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine on which the install could not build the library, with an empty cache."""
+    monkeypatch.setattr("importlib.machinery.EXTENSION_SUFFIXES", [])
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(tmp_path))
+    return tmp_path
+
+
+def test_compiled_on_first_use_and_kept(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    library = runtime.runtime_library.__wrapped__()
+    assert library.parent == not_installed / "runtime"
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
+    assert runtime.runtime_library.__wrapped__() == library
+
+
+def test_without_a_compiler(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(not_installed))
+    monkeypatch.setenv("CC", "")
+    with pytest.raises(RuntimeError, match=r"needs a C compiler: none of \$CC, cc, gcc, clang .* Install a C compiler"):
+        runtime.runtime_library.__wrapped__()
+
+
+def test_a_compiler_that_fails_is_quoted(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = not_installed / "cc"
+    compiler.write_text("#!/bin/sh\necho no headers here >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    with pytest.raises(RuntimeError, match="no headers here"):
+        runtime.runtime_library.__wrapped__()
+
+
+def test_every_symbol_of_the_real_runtime_that_host_code_may_use_is_there() -> None:
+    """The CUDA forwarding symbols and the host code's helpers; the embedding interface for JAX is no part of it."""
+    from cutlass.cute.runtime import find_runtime_libraries
+
+    def symbols(library: str) -> set[str]:
+        listed = subprocess.run(["nm", "-D", "--defined-only", library], capture_output=True, text=True, check=True)
+        return {line.split()[-1] for line in listed.stdout.splitlines()}
+
+    real = next(path for path in find_runtime_libraries() if "cute_dsl_runtime" in path)
+    wanted = {s for s in symbols(real) if s.startswith(("_cu", "cuda_dialect", "CuteDSLRT_TVMFFI"))}
+    assert len(wanted) > 60
+    assert wanted <= symbols(str(runtime.runtime_library()))
+
+
+# ---- refusals ----
+
+
+def test_an_unsupported_call_is_named() -> None:
+    library = ctypes.CDLL(str(runtime.runtime_library()))
+    with pytest.raises(EmulatorError, match="_cudaMallocAsync"), session([], "sm_80"):
+        assert library._cudaMallocAsync() == 999
+
+
+def test_an_attribute_that_is_not_modelled_is_named() -> None:
+    library, value = ctypes.CDLL(str(runtime.runtime_library())), ctypes.c_int()
+    with session([], "sm_86"):
+        assert library._cudaDeviceGetAttribute(ctypes.byref(value), 97, 0) == 0
+        assert value.value == 99 * 1024
+    with pytest.raises(EmulatorError, match="cudaDeviceAttr 12345"), session([], "sm_80"):
+        library._cudaDeviceGetAttribute(ctypes.byref(value), 12345, 0)
+
+
+@pytest.mark.parametrize(
+    ("arch", "kib"), [("sm_80", 163), ("sm_89", 99), ("sm_90", 227), ("sm_90a", 227), ("sm_120a", 99)]
+)
+def test_shared_memory_per_arch(arch: str, kib: int) -> None:
+    assert device_for(arch).shared_optin_bytes == kib * 1024
+    with pytest.raises(ValueError, match="no device for arch 'sm_70'"):
+        device_for("sm_70")
+
+
+def test_more_shared_memory_than_the_device_has() -> None:
+    """120 KiB fit an sm_80 CTA and no sm_89 one, whatever the compiler thinks."""
+    config, out = MmaLoopConfig(shared_values=30 * 1024), torch.empty(32, 16)
+    jit.load(MmaLoop, config, "sm_80", "emulator")(out, 0)
+    assert not out.any()
+    with pytest.raises(
+        InvalidLaunch, match=f"{120 * 1024} bytes of dynamic shared memory, but {99 * 1024} are allowed"
+    ):
+        jit.load(MmaLoop, config, "sm_89", "emulator")(out, 0)
+
+
+def test_too_many_threads() -> None:
+    x = torch.empty(1, 8)
+    with pytest.raises(InvalidLaunch, match=r"block \(2048, 1, 1\) exceeds \(1024, 1024, 64\)"):
+        jit.load(ScaledCopy, ScaledCopyConfig(threads=2048), "sm_80", "emulator")(x, None, x.clone(), 1.0)
+
+
+# ---- tensors ----
+
+
+def test_a_span_reaches_from_the_lowest_to_the_highest_element() -> None:
+    x = torch.zeros(6, 10, dtype=torch.bfloat16)
+    view = x[1:5:2, 3:7]
+    span = DeviceView(view).span("x")
+    assert (span.start, span.nbytes, span.name) == (view.data_ptr(), 2 * (20 + 4), "x")
+    backwards = x.float().numpy()[::-1]
+    span = DeviceView(backwards).span("x")
+    assert (span.start, span.nbytes) == (backwards[-1:].ctypes.data, 240)
+    assert DeviceView(x[:0]).span("x") is None
+    assert DeviceView(x[:1].expand(6, 10)).span("x").nbytes == 20
+
+
+def test_presented_arguments() -> None:
+    x, pair = torch.zeros(2), (torch.zeros(3), None)
+    views = present([x, pair, 1.5, None], ["x", "pair"])
+    assert [s.name for s in views.spans] == ["x", "pair[0]"]
+    assert views.arguments[2:] == [1.5, None] and views.arguments[1][1] is None
+    assert views.arguments[0].__dlpack_device__() == (2, 0)
+    assert x.__dlpack_device__()[0] == 1  # the tensor itself still says what it is
