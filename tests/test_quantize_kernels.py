@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
 from cute_attn import jit, kernel_calls, quantizer_simulator
+from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
-from cute_attn.recipe import recipes
+from cute_attn.recipe import Recipe, recipes
 from cute_attn.tensors import alignment
 from cute_attn.tile_images import pack_tile_images, unpack_tile_images
 
@@ -24,15 +26,20 @@ PER_CHANNEL = recipes()["int8"]
 PER_TENSOR = PER_CHANNEL.replace(v_scale="tensor")
 
 
-@pytest.fixture(autouse=True)
-def on_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+@pytest.fixture
+def normal(device: torch.device) -> Callable[..., torch.Tensor]:
+    """Draws N(0, 1) with outlier channels, on the device under test."""
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        x[..., 3::16] = 10 * x[..., 3::16] + 5
+        return x.to(dtype).to(device)
+
+    return draw
 
 
-def normal(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    x[..., 3::16] = 10 * x[..., 3::16] + 5
-    return x.to(dtype)
+def mean_of(k: torch.Tensor) -> torch.Tensor:
+    return quantizer_simulator.key_mean(k.cpu())
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
@@ -40,9 +47,22 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a.isnan(), b.isnan()) and torch.equal(a.nan_to_num(), b.nan_to_num())
 
 
-def check_key_value(k: torch.Tensor, v: torch.Tensor, recipe=PER_CHANNEL) -> None:
-    """All results of the three kernels for K and V, image bytes included, equal the simulators'."""
-    image, v_scale, k_mean = kernel_calls.key_value_tiles(k, v, recipe, ARCH)
+def key_value_tiles(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANNEL) -> tuple[torch.Tensor, ...]:
+    """image, v_scale and k_mean from the three kernels, on the CPU."""
+    results = kernel_calls.key_value_tiles(k, v, recipe, resolve_arch(None, k).name)
+    return tuple(x.cpu() for x in results)
+
+
+def query_rows(q: torch.Tensor, k_mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """data, scale and bias from the kernel, on the CPU."""
+    results = kernel_calls.query_rows(q, k_mean.to(q.device), resolve_arch(None, q).name)
+    return tuple(x.cpu() for x in results)
+
+
+def check_key_value(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANNEL) -> tuple[torch.Tensor, ...]:
+    """All results of the kernels for K and V, image bytes included, equal the simulators'; returns them."""
+    image, v_scale, k_mean = key_value_tiles(k, v, recipe)
+    k, v = k.cpu(), v.cpu()
     assert same(k_mean, quantizer_simulator.key_mean(k))
     assert same(v_scale, quantizer_simulator.value_scale(v, recipe.v_scale))
     keys, k_scale = quantizer_simulator.quantize_keys(k, k_mean)
@@ -52,126 +72,123 @@ def check_key_value(k: torch.Tensor, v: torch.Tensor, recipe=PER_CHANNEL) -> Non
     assert torch.equal(image[..., :start], expected[..., :start])
     scales, expected_scales = (x[..., start:].contiguous().view(torch.float32) for x in (image, expected))
     assert same(scales, expected_scales)
+    return image, v_scale, k_mean
 
 
 def check_query(q: torch.Tensor, k_mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    results = kernel_calls.query_rows(q, k_mean, ARCH)
-    for result, expected in zip(results, quantizer_simulator.quantize_query(q, k_mean), strict=True):
+    """The kernel's data, scale and bias equal the simulator's; returns them."""
+    results = query_rows(q, k_mean)
+    for result, expected in zip(results, quantizer_simulator.quantize_query(q.cpu(), k_mean), strict=True):
         assert same(result, expected)
     return results
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize("head_dim", [32, 64, 128, pytest.param(256, marks=pytest.mark.slow)])
-def test_head_dims_and_dtypes(head_dim, dtype):
+def test_head_dims_and_dtypes(normal, head_dim, dtype):
     k, v = (normal(2, 2, 200, head_dim, dtype=dtype, seed=s) for s in range(2))
     check_key_value(k, v)
-    check_query(normal(2, 4, 77, head_dim, dtype=dtype, seed=2), quantizer_simulator.key_mean(k))
+    check_query(normal(2, 4, 77, head_dim, dtype=dtype, seed=2), mean_of(k))
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 256, 257, 700])
-def test_lengths(tokens):
+def test_lengths(normal, tokens):
     k, v = (normal(1, 2, tokens, 64, seed=s) for s in range(2))
     check_key_value(k, v)
-    check_query(normal(1, 2, tokens, 64, seed=2), quantizer_simulator.key_mean(k))
+    check_query(normal(1, 2, tokens, 64, seed=2), mean_of(k))
 
 
 @pytest.mark.parametrize("head_dim", [64, 128])
-def test_one_scale_of_v_per_head(head_dim):
+def test_one_scale_of_v_per_head(normal, head_dim):
     k, v = (normal(1, 3, 100, head_dim, seed=s) for s in range(2))
-    check_key_value(k, v, PER_TENSOR)
-    _, v_scale, _ = kernel_calls.key_value_tiles(k, v, PER_TENSOR, ARCH)
+    _, v_scale, _ = check_key_value(k, v, PER_TENSOR)
     assert (v_scale == v_scale[..., :1]).all()
     assert len(v_scale.unique()) == 3
 
 
 @pytest.mark.parametrize("padding", [0, 8, 4, 2, 1], ids=lambda p: f"row+{p}")
-def test_strides(padding):
+def test_strides(normal, padding):
     """[B, S, H, D] storage, every other token, rows apart by D + padding: loads of 16 to 2 bytes give the same bits."""
     batch, heads, tokens, head_dim = 2, 2, 70, 64
     storage = [normal(batch, 2 * tokens, heads, head_dim + padding, seed=s) for s in range(3)]
     k, v, q = (x[:, ::2, :, :head_dim].transpose(1, 2) for x in storage)
     assert alignment(k) == math.gcd(16, 2 * (head_dim + padding))
-    check_key_value(k, v)
-    check_query(q, quantizer_simulator.key_mean(k))
-    image, *_ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
-    contiguous, *_ = kernel_calls.key_value_tiles(k.contiguous(), v.contiguous(), PER_CHANNEL, ARCH)
+    image, *_ = check_key_value(k, v)
+    check_query(q, mean_of(k))
+    contiguous, *_ = key_value_tiles(k.contiguous(), v.contiguous())
     assert torch.equal(image, contiguous)
 
 
-def test_grouped_query_heads_use_their_own_mean():
+def test_grouped_query_heads_use_their_own_mean(normal):
     k, q = normal(2, 2, 50, 64), normal(2, 6, 30, 64, seed=1)
     k[:, 1] += 3
-    k_mean = quantizer_simulator.key_mean(k)
+    k_mean = mean_of(k)
     _, _, bias = check_query(q, k_mean)
-    exact = torch.einsum("bhsd,bhd->bhs", q.double(), k_mean.double().repeat_interleave(3, 1))
+    exact = torch.einsum("bhsd,bhd->bhs", q.cpu().double(), k_mean.double().repeat_interleave(3, 1))
     assert torch.allclose(bias.double(), exact, rtol=1e-5, atol=1e-4)
 
 
-def test_without_smoothing_there_is_no_bias():
+def test_without_smoothing_there_is_no_bias(device, normal):
     q = normal(1, 2, 40, 64)
-    kernel = jit.load(QueryRows, QueryConfig(QuantizerConfig(64, "float16"), smooth_k=False), ARCH, "emulator")
-    data = torch.empty(q.shape, dtype=torch.int8)
-    scale, bias = torch.empty((2, *q.shape[:3]))
+    config = QueryConfig(QuantizerConfig(64, "float16"), smooth_k=False)
+    kernel = jit.load(QueryRows, config, resolve_arch(None, q).name, jit.backend())
+    data = torch.empty(q.shape, dtype=torch.int8, device=device)
+    scale, bias = torch.empty((2, *q.shape[:3]), device=device)
     kernel(q, None, data, scale, bias)
-    for result, expected in zip((data, scale, bias), quantizer_simulator.quantize_query(q, None), strict=True):
-        assert same(result, expected)
+    for result, expected in zip((data, scale, bias), quantizer_simulator.quantize_query(q.cpu(), None), strict=True):
+        assert same(result.cpu(), expected)
     assert not bias.any()
 
 
-def test_zero_rows_and_channels_quantise_to_zeros():
+def test_zero_rows_and_channels_quantise_to_zeros(normal):
     k, v, q = (normal(1, 1, 80, 64, seed=s) for s in range(3))
     v[..., 5] = 0
     q[:, :, 7] = 0
     k[...] = k[:, :, :1]  # every token equals the mean: nothing is left after smoothing
-    check_key_value(k, v)
-    data, scale, _ = check_query(q, quantizer_simulator.key_mean(k))
+    image, v_scale, _ = check_key_value(k, v)
+    data, scale, _ = check_query(q, mean_of(k))
     assert not data[:, :, 7].any()
     assert scale[0, 0, 7] == 0
-    image, v_scale, _ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
     keys, k_scale, values = unpack_tile_images(image, 64, 80)
     assert v_scale[0, 0, 5] == 0
     assert not values[..., 5].any()
-    error = (keys.float() * k_scale[..., None]).abs().max()
-    assert error < 1e-5
+    assert (keys.float() * k_scale[..., None]).abs().max() < 1e-5
 
 
-def test_subnormal_scales_count_as_zero():
-    q = torch.full((1, 1, 4, 64), 1e-37, dtype=torch.bfloat16)
+def test_subnormal_scales_count_as_zero(device):
+    q = torch.full((1, 1, 4, 64), 1e-37, dtype=torch.bfloat16, device=device)
     data, scale, _ = check_query(q, torch.zeros(1, 1, 64))
     assert not data.any()
     assert not scale.any()
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_non_finite_values_show_in_their_scale_alone(poison):
+def test_non_finite_values_show_in_their_scale_alone(normal, poison):
     k, v, q = (normal(1, 2, 70, 64, seed=s) for s in range(3))
     v[0, 0, 66, 9] = poison
     q[0, 1, 3, 20] = poison
-    check_key_value(k, v)
-    _, v_scale, _ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
-    _, q_scale, q_bias = check_query(q, quantizer_simulator.key_mean(k))
+    _, v_scale, _ = check_key_value(k, v)
+    _, q_scale, q_bias = check_query(q, mean_of(k))
     assert (~v_scale.isfinite()).nonzero().tolist() == [[0, 0, 9]]
     assert (~q_scale.isfinite()).nonzero().tolist() == [[0, 1, 3]]
     assert (~q_bias.isfinite()).nonzero().tolist() == [[0, 1, 3]]
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
-def test_non_finite_key_poisons_the_mean_of_its_head(poison):
+def test_non_finite_key_poisons_the_mean_of_its_head(normal, poison):
     k, v, q = (normal(1, 2, 70, 64, seed=s) for s in range(3))
     k[0, 1, 5, 2] = poison
     check_key_value(k, v)
-    _, _, q_bias = check_query(q, quantizer_simulator.key_mean(k))
+    _, _, q_bias = check_query(q, mean_of(k))
     assert q_bias[0, 0].isfinite().all()
     assert not q_bias[0, 1].isfinite().any()
 
 
-def test_tokens_past_the_end_are_zeros_even_if_v_is_poisoned():
+def test_tokens_past_the_end_are_zeros_even_if_v_is_poisoned(normal):
     k, v = (normal(1, 1, 65, 32, seed=s) for s in range(2))
     v[0, 0, 64] = math.nan
-    image, *_ = kernel_calls.key_value_tiles(k, v, PER_CHANNEL, ARCH)
-    whole_tiles = unpack_tile_images(image, 32, 2 * TILE_TOKENS)
-    for plain in whole_tiles:
+    image, *_ = key_value_tiles(k, v)
+    for plain in unpack_tile_images(image, 32, 2 * TILE_TOKENS):
         assert not plain[:, :, 65:].any()
 
 
