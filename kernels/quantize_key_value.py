@@ -24,7 +24,8 @@ class KeyValueTiles:
 
     Called with k, v [B, Hkv, Sk, D] (any strides, head dim contiguous, Sk ≥ 1), k_mean, v_scale float32 [B, Hkv, D],
     and image uint8 [B, Hkv, ceil(Sk/64), 128·D+512] (contiguous tiles, 16-byte aligned), which it fills; tokens from Sk
-    on get zeros. K is quantised per token after its mean is subtracted, V by the scales it is given.
+    on get zeros. K is quantised per token after its mean is subtracted, V by the scales it is given. |K − mean| up to
+    3.4e33 is in range: SCORE_MAGIC times its scale has to be finite.
 
     The image is put together in shared memory, so that global memory sees 16-byte reads (`in_align` permitting) and
     contiguous 16-byte writes, each byte once.
