@@ -88,13 +88,12 @@ class KeyValueTiles:
             amax = cute.arch.warp_reduction(amax, absolute_max, threads_in_group=lanes)
             scale = scale_22_bits(symmetric_scale(amax))
             inverse = [inverse_scale(scale)] * 4
-            if local < TILE_TOKENS:
-                words = [to_int8x4(keys[4 * w : 4 * w + 4], inverse) for w in range(2)]
-                for w in range_constexpr(2):
-                    store_word(staged, self.tile.k_offset, self.tile.k, (local, channel + 4 * w), words[w])
-                if lane == 0:
-                    scales[0, local] = scale
-                    scales[1, local] = Float32(-SCORE_MAGIC) * scale
+            words = [to_int8x4(keys[4 * w : 4 * w + 4], inverse) for w in range(2)]
+            for w in range_constexpr(2):
+                store_word(staged, self.tile.k_offset, self.tile.k, (local, channel + 4 * w), words[w])
+            if lane == 0:
+                scales[0, local] = scale
+                scales[1, local] = Float32(-SCORE_MAGIC) * scale
 
     @cute.jit
     def stage_values(self, v: cute.Tensor, v_scale: cute.Tensor, staged: cute.Tensor, place, thread: Int32):

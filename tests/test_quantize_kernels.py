@@ -14,7 +14,7 @@ from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStat
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
-from cute_attn import jit, kernel_calls, quantizer_simulator
+from cute_attn import emulator, jit, kernel_calls, quantizer_simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
 from cute_attn.recipe import Recipe, recipes
@@ -190,6 +190,15 @@ def test_tokens_past_the_end_are_zeros_even_if_v_is_poisoned(normal):
     image, *_ = key_value_tiles(k, v)
     for plain in unpack_tile_images(image, 32, 2 * TILE_TOKENS):
         assert not plain[:, :, 65:].any()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_of_warps_and_ctas_does_not_matter(normal, seed):
+    """A race between the threads that stage an image and those that write it out would show."""
+    k, v, q = (normal(1, 2, 130, 128, seed=s) for s in range(3))
+    with emulator.settings(seed=seed):
+        _, _, k_mean = check_key_value(k, v, PER_TENSOR)
+        check_query(q, k_mean)
 
 
 @pytest.mark.parametrize(
