@@ -84,7 +84,9 @@ class KernelReport:
             "stack_bytes": self.resources.stack_bytes,
             "static_smem": self.resources.static_shared_bytes,
             "dynamic_smem": self.dynamic_shared_bytes,
-            "main_loops": [{"scores": loop.scores, "slots_per_32": loop.slots} for loop in self.loops],
+            "main_loops": [
+                {"scores": loop.scores, "slots_per_32": loop.slots, "spills": loop.spills} for loop in self.loops
+            ],
         }
 
 

@@ -13,7 +13,7 @@ from scaled_copy import ScaledCopy, ScaledCopyConfig
 
 from cute_attn import jit
 from cute_attn.emulator import EmulatorError, runtime
-from cute_attn.emulator.capture import session
+from cute_attn.emulator.capture import check_attributes, session
 from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
 from cute_attn.emulator.errors import InvalidLaunch
@@ -108,6 +108,19 @@ def test_too_many_threads() -> None:
     x = torch.empty(1, 8)
     with pytest.raises(InvalidLaunch, match=r"block \(2048, 1, 1\) exceeds \(1024, 1024, 64\)"):
         jit.load(ScaledCopy, ScaledCopyConfig(threads=2048), "sm_80", "emulator")(x, None, x.clone(), 1.0)
+
+
+def test_launch_attributes_that_would_change_the_result() -> None:
+    """Clusters and cooperative launches are refused; what has no effect on a result passes."""
+    attributes = (runtime.LaunchAttribute * 1)()
+    config = runtime.LaunchConfig(attributes=attributes, attribute_count=1)
+    for number, value, refusal in ((4, 2, "clusters"), (2, 1, "cooperative"), (7, 0, "cudaLaunchAttributeID 7")):
+        attributes[0].id, attributes[0].value[:3] = number, [value, 1, 1]
+        with pytest.raises(EmulatorError, match=f"launch of name: .*{refusal}"):
+            check_attributes("name", config)
+    for number, value in ((4, 1), (2, 0), (6, 1)):
+        attributes[0].id, attributes[0].value[:3] = number, [value, 1, 1]
+        check_attributes("name", config)
 
 
 # ---- tensors ----

@@ -36,10 +36,12 @@ _ERROR_UNKNOWN = 999  # cudaErrorUnknown; the stored exception says more
 _MAX_THREADS, _STATIC_SHARED, _MAX_DYNAMIC_SHARED = 0, 1, 8
 
 # cudaLaunchAttributeID
-_CLUSTER_DIMENSION = 4
+_COOPERATIVE, _CLUSTER_DIMENSION = 2, 4
 _WITHOUT_EFFECT = {
     0: "ignored",
-    2: "cooperative: all CTAs run at once anyway",
+    1: "access policy window",
+    3: "synchronisation policy of the stream",
+    5: "cluster scheduling policy",
     6: "programmatic stream serialization: launches are finished when they return",
     8: "priority",
     9: "memory synchronisation domain map",
@@ -196,7 +198,7 @@ class _Runtime:
         grid = (requested.grid.x, requested.grid.y, requested.grid.z)
         block = (requested.block.x, requested.block.y, requested.block.z)
         _check_limits(loaded, session.device, grid, block, requested.dynamic_shared_bytes)
-        _check_attributes(loaded.kernel.name, requested)
+        check_attributes(loaded.kernel.name, requested)
         record = launch(
             loaded.kernel,
             grid=grid,
@@ -259,13 +261,16 @@ def _check_limits(
             raise InvalidLaunch(f"launch of {kernel.name}: {reason}")
 
 
-def _check_attributes(name: str, requested: LaunchConfig) -> None:
+def check_attributes(name: str, requested: LaunchConfig) -> None:
     """Raise EmulatorError for a launch attribute that would change what the kernel does and is not modelled."""
     for attribute in requested.attributes[: requested.attribute_count]:
         if attribute.id == _CLUSTER_DIMENSION:
             cluster = tuple(attribute.value[:3])
             if cluster != (1, 1, 1):
                 raise EmulatorError(f"launch of {name}: clusters of more than one CTA {cluster} are not modelled")
+        elif attribute.id == _COOPERATIVE:
+            if attribute.value[0]:  # CTAs run in groups, one after another: they cannot wait for each other
+                raise EmulatorError(f"launch of {name}: cooperative launches are not modelled")
         elif attribute.id not in _WITHOUT_EFFECT:
             raise EmulatorError(f"launch of {name}: cudaLaunchAttributeID {attribute.id} is not modelled")
 

@@ -57,7 +57,7 @@ def _attributes(device: Device) -> dict[int, int]:
         76: device.capability[1],
         81: device.shared_optin_bytes + _KIB,  # per multiprocessor: one KiB more, which the system reserves per CTA
         82: 65536,  # registers per multiprocessor
-        95: 1,  # cooperative launch
+        95: 0,  # cooperative launch
         97: device.shared_optin_bytes,
         111: _KIB,  # shared memory reserved by the system per CTA
     }
