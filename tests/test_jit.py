@@ -16,6 +16,7 @@ import torch
 from scaled_copy import ScaledCopy, ScaledCopyConfig
 
 from cute_attn import emulator, jit
+from cute_attn.arch import ARCHS
 from cute_attn.disk_cache import DiskCache, cache_root
 from cute_attn.emulator.errors import InvalidLaunch, OutOfBounds
 
@@ -248,6 +249,33 @@ def test_program_facts(load, shared_cache: Path) -> None:
     assert program.shared_bytes == 0
     assert len(program.kernels) == 1 and program.kernels[0] in program.ptx
     assert ".target sm_80" in program.ptx and program.cubin.startswith(b"\x7fELF")
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_compiles_for_every_claimed_arch_without_a_gpu(load, arch: str) -> None:
+    load(arch)
+    assert f".target {arch}" in jit.build(ScaledCopy, CONFIG, arch).ptx
+
+
+def test_the_compilers_environment_changes_nothing(load, tmp_path: Path) -> None:
+    load()
+    code = """
+        import sys
+        from cute_attn import jit
+        from scaled_copy import ScaledCopy, ScaledCopyConfig
+        sys.stdout.write(jit.build(ScaledCopy, ScaledCopyConfig(), "sm_80").ptx)
+    """
+    other = {"CUTE_DSL_ARCH": "sm_120a", "CUTE_DSL_KEEP": "all", "CUTE_DSL_DUMP_DIR": str(tmp_path)}
+    environment = {
+        **os.environ,
+        **other,
+        "CUTE_ATTN_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout == jit.build(ScaledCopy, CONFIG, "sm_80").ptx
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_120a"])
