@@ -103,7 +103,7 @@ def f32_to_fp8(x: Any, kind: str) -> Any:
     magnitude = np.minimum(np.abs(exact), largest)
     nan = np.isnan(exact)
     magnitude = np.where(nan, 0.0, magnitude)
-    _, exponent = np.frexp(magnitude)
+    _, exponent = np.frexp(np.maximum(magnitude, 2.0**-100))  # zero has no exponent of its own
     # A value in [2^(e-1), 2^e) has steps of 2^(e-1-mantissa_bits); below the smallest normal the step is constant.
     step_exponent = np.maximum(exponent - 1, 1 - bias) - mantissa_bits
     steps = np.rint(np.ldexp(magnitude, -step_exponent)).astype(np.int64)

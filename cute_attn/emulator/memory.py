@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 # dtype that moves an access of that many bytes as one element; complex128 is the only 16-byte one, and copying it
 # never touches the bits.
-UNIT = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
+UNIT: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 16: np.complex128}
 
 SHARED_WINDOW = 1 << 56
 """Generic address of shared byte 0. Process addresses are below 2^48, so windows and tensors cannot meet."""
@@ -65,7 +65,7 @@ class GlobalMemory:
         high = -(-max(self._ends, default=low + 64) // 64) * 64
         self._low = np.uint64(low)
         window = np.ctypeslib.as_array((ctypes.c_uint8 * (high - low)).from_address(low))
-        self.views = {size: window.view(unit) for size, unit in UNIT.items()}
+        self.views: dict[int, Array] = {size: window.view(unit) for size, unit in UNIT.items()}
 
     def with_spans(self, more: Iterable[Span]) -> GlobalMemory:
         return GlobalMemory([*self.spans, *more])
@@ -127,7 +127,7 @@ class PrivateMemory:
         self.stride = -(-max(size, 16) // 16) * 16
         self.owners = owners
         self.data = aligned_bytes(owners * self.stride, 0xFF)
-        self.views = {n: self.data.view(unit) for n, unit in UNIT.items()}
+        self.views: dict[int, Array] = {n: self.data.view(unit) for n, unit in UNIT.items()}
 
     def base(self, owner: Array, nbytes: int) -> Array:
         """Element index into `views[nbytes]` of each owner's first byte."""
@@ -144,7 +144,7 @@ class SharedMemory(PrivateMemory):
     def __init__(self, owners: int, size: int) -> None:
         super().__init__(owners, size)
         self._written = aligned_bytes(owners * self.stride, 0)
-        self._flags = {n: self._written.view(unit) for n, unit in UNIT.items()}
+        self._flags: dict[int, Array] = {n: self._written.view(unit) for n, unit in UNIT.items()}
         self._gap = (0, size)
         self._stale = False
 

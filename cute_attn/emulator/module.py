@@ -1,7 +1,8 @@
 """PTX text -> kernels: parameters, shared and local variables, registers, instructions and labels.
 
-The parser knows the grammar, not the instruction set (`program` forms basic blocks). Names declared inside `{ }` scopes (inline assembly) are made unique, `.loc` lines are kept so that findings can name
-the source line, and vector operands stay one operand.
+The parser knows the grammar, not the instruction set (`program` forms basic blocks). Names declared inside `{ }` scopes
+(inline assembly) are made unique, `.loc` lines are kept so that findings can name the source line, and vector operands
+stay one operand.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ _ENTRY = re.compile(r"(?:\.(?:visible|weak)\s+)*\.entry\s+(?P<name>[\w$]+)\s*(?:
 
 _PARAMETER = re.compile(
     r"\.param\s+(?:\.align\s+(\d+)\s+)?\.([a-z]\d+)\s+"
-    r"(?:\.ptr\S*\s+(?:\.\w+\s+)*(?:\.align\s+\d+\s+)?)?([\w$]+)(?:\[(\d+)\])?"
+    r"(?:\.ptr\s+)?(?:\.(?:global|const|shared|local)\s+)?(?:\.align\s+\d+\s+)?([\w$]+)(?:\[(\d+)\])?"
 )
 
 

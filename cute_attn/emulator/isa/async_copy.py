@@ -68,7 +68,7 @@ def _fetch(group: Group, source: Array, size: int, taken: Array, positions: Arra
     memory = group.wave.memory
     if int(taken.min()) == size:
         return memory.views[size].take(global_elements(group, source, size, positions, index, "read"))
-    data = np.zeros(source.size, UNIT[size])
+    data: Array = np.zeros(source.size, UNIT[size])
     for amount in np.unique(taken):
         if amount == 0:
             continue

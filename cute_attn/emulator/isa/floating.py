@@ -5,8 +5,8 @@ Exactness against hardware:
 * fma.f32: computed in float64, where the product is exact, and rounded to odd before the rounding to float32 wherever
   that could matter: correctly rounded except in the subnormal range. fma.f64 rounds twice (numpy has no fused one).
 * rz, rm, rp: the float64 result is rounded in that direction; exact for mul, within one rounding of float64 for others.
-* approx forms (rcp, rsqrt, sqrt, div, ex2, lg2, sin, cos, tanh): the float32 function of numpy, at most about 1 ulp off.
-  The hardware's own tables differ in the last bits.
+* approx forms (rcp, rsqrt, sqrt, div, ex2, lg2, sin, cos, tanh): numpy's float32 function, at most about 1 ulp off; the
+  hardware's own tables differ in the last bits.
 * .ftz flushes subnormal inputs and outputs to zero, keeping the sign. Without it, min and max follow numpy on signed
   zeros, and NaN payloads are those of the operands.
 """

@@ -74,7 +74,6 @@ def load(b: BlockBuilder, i: Instruction) -> None:
     address = address_expression(b, i.operands[1], dtype)
     values = b.checked(f"load_{space}(G, {address}, {kind.bytes}, {len(dests)}, {b.mask}, {i.index})")
     for n, dest in enumerate(dests):
-        values
         item = f"{values}[{n}]" if kind.kind != "s" else f"{values}[{n}].view({kind.numpy})"
         b.write(dest, item, kind.numpy if kind.kind == "s" else kind.carrier)
 
