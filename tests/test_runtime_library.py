@@ -13,10 +13,11 @@ from scaled_copy import ScaledCopy, ScaledCopyConfig
 
 from cute_attn import jit
 from cute_attn.emulator import EmulatorError, runtime
-from cute_attn.emulator.capture import check_attributes, session
+from cute_attn.emulator.capture import session
 from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
 from cute_attn.emulator.errors import InvalidLaunch
+from cute_attn.emulator.launch_attributes import check_attributes
 
 # ---- building ----
 

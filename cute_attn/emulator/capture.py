@@ -23,6 +23,7 @@ from cute_attn.emulator.device import Device, device_for
 from cute_attn.emulator.device_view import present
 from cute_attn.emulator.errors import EmulatorError, InvalidLaunch
 from cute_attn.emulator.launch import LaunchRecord, launch
+from cute_attn.emulator.launch_attributes import check_attributes
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import Kernel, parse
 from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
@@ -34,20 +35,6 @@ _ERROR_UNKNOWN = 999  # cudaErrorUnknown; the stored exception says more
 
 # CUfunction_attribute and cudaFuncAttribute numbers that host code uses
 _MAX_THREADS, _STATIC_SHARED, _MAX_DYNAMIC_SHARED = 0, 1, 8
-
-# cudaLaunchAttributeID
-_COOPERATIVE, _CLUSTER_DIMENSION = 2, 4
-_WITHOUT_EFFECT = {
-    0: "ignored",
-    1: "access policy window",
-    3: "synchronisation policy of the stream",
-    5: "cluster scheduling policy",
-    6: "programmatic stream serialization: launches are finished when they return",
-    8: "priority",
-    9: "memory synchronisation domain map",
-    10: "memory synchronisation domain",
-    14: "preferred shared memory carveout",
-}
 
 
 @dataclass
@@ -197,7 +184,7 @@ class _Runtime:
         requested: LaunchConfig = config.contents
         grid = (requested.grid.x, requested.grid.y, requested.grid.z)
         block = (requested.block.x, requested.block.y, requested.block.z)
-        _check_limits(loaded, session.device, grid, block, requested.dynamic_shared_bytes)
+        _check_against_device(loaded, session.device, block, requested.dynamic_shared_bytes)
         check_attributes(loaded.kernel.name, requested)
         record = launch(
             loaded.kernel,
@@ -224,55 +211,17 @@ def _fatbin(address: int) -> bytes:
     return ctypes.string_at(address, header_bytes + payload_bytes)
 
 
-def _check_limits(
-    loaded: _LoadedKernel, device: Device, grid: Sequence[int], block: Sequence[int], shared_bytes: int
-) -> None:
-    """Raise InvalidLaunch where the CUDA runtime would refuse the launch."""
+def _check_against_device(loaded: _LoadedKernel, device: Device, block: Sequence[int], shared_bytes: int) -> None:
+    """Raise InvalidLaunch where this device would refuse what `launch` allows for some device."""
     kernel = loaded.kernel
-    threads = block[0] * block[1] * block[2]
-    refusals = (
-        (0 in grid, f"grid {tuple(grid)} is empty"),
-        (0 in block, f"block {tuple(block)} is empty"),
-        (
-            any(n > limit for n, limit in zip(grid, device.max_grid, strict=True)),
-            f"grid {tuple(grid)} exceeds {device.max_grid}",
-        ),
-        (
-            any(n > limit for n, limit in zip(block, device.max_block, strict=True)),
-            f"block {tuple(block)} exceeds {device.max_block}",
-        ),
-        (threads > device.max_threads, f"{threads} threads per CTA, of which the device runs {device.max_threads}"),
-        (
-            kernel.required_block is not None and tuple(block) != tuple(kernel.required_block),
-            f"block {tuple(block)}, but the kernel was compiled for {kernel.required_block}",
-        ),
-        (
-            kernel.max_threads is not None and threads > kernel.max_threads,
-            f"{threads} threads per CTA, but the kernel was compiled for at most {kernel.max_threads}",
-        ),
-        (
-            shared_bytes > loaded.dynamic_shared_limit,
-            f"{shared_bytes} bytes of dynamic shared memory, but {loaded.dynamic_shared_limit} are allowed "
-            f"({kernel.static_shared_bytes} are static, the device has {device.shared_optin_bytes} per CTA)",
-        ),
-    )
-    for refused, reason in refusals:
-        if refused:
-            raise InvalidLaunch(f"launch of {kernel.name}: {reason}")
-
-
-def check_attributes(name: str, requested: LaunchConfig) -> None:
-    """Raise EmulatorError for a launch attribute that would change what the kernel does and is not modelled."""
-    for attribute in requested.attributes[: requested.attribute_count]:
-        if attribute.id == _CLUSTER_DIMENSION:
-            cluster = tuple(attribute.value[:3])
-            if cluster != (1, 1, 1):
-                raise EmulatorError(f"launch of {name}: clusters of more than one CTA {cluster} are not modelled")
-        elif attribute.id == _COOPERATIVE:
-            if attribute.value[0]:  # CTAs run in groups, one after another: they cannot wait for each other
-                raise EmulatorError(f"launch of {name}: cooperative launches are not modelled")
-        elif attribute.id not in _WITHOUT_EFFECT:
-            raise EmulatorError(f"launch of {name}: cudaLaunchAttributeID {attribute.id} is not modelled")
+    if any(n > limit for n, limit in zip(block, device.max_block, strict=True)):
+        raise InvalidLaunch(f"launch of {kernel.name}: block {tuple(block)} exceeds {device.max_block}")
+    if shared_bytes > loaded.dynamic_shared_limit:
+        raise InvalidLaunch(
+            f"launch of {kernel.name}: {shared_bytes} bytes of dynamic shared memory, but "
+            f"{loaded.dynamic_shared_limit} are allowed ({kernel.static_shared_bytes} are static, the device has "
+            f"{device.shared_optin_bytes} per CTA)"
+        )
 
 
 def _parameters(kernel: Kernel, arguments: Any) -> bytes:
