@@ -1,0 +1,63 @@
+"""Warp-level MMA and copy atoms of the sm_80 family that attention kernels are built from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass._mlir.dialects.cute_nvgpu as cute_nvgpu_ir
+import cutlass.cute as cute
+from cutlass import Int8, Uint8
+from cutlass.cute.atom import Trait, make_atom
+from cutlass.cute.core import _pack_shape
+from cutlass.cute.nvgpu import LoadCacheMode, cpasync, warp
+from cutlass.cute.nvgpu.warp.mma import WarpMmaOp
+from cutlass.cutlass_dsl import T
+
+__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom"]
+
+
+class MmaInt8Trait(Trait):
+    """Trait of `MmaInt8Op`."""
+
+
+@dataclass(frozen=True)
+class MmaInt8Op(WarpMmaOp):
+    """mma.sync.m16n8k32 with 8-bit integer operands and an int32 accumulator.
+
+    The DSL has no public operation for it, but its compiler knows the atom; it becomes the same IMMA.16832 as inline
+    PTX does. A [16, 32] row-major is s8, or u8 if `a_unsigned`; B [8, 32] is s8, K-major; C and D [16, 8] are s32.
+
+    Fragments (lane = 4·g + t):
+        A: byte j of register r is row g + 8·(r&1), column 16·(r>>1) + 4·t + j
+        B: byte j of register r is column (n) g, row (k) 16·r + 4·t + j
+        C: register r is row g + 8·(r>>1), column 2·t + (r&1)
+    """
+
+    a_unsigned: bool = False
+
+    @property
+    def a_dtype(self) -> Any:
+        return Uint8 if self.a_unsigned else Int8
+
+    def _make_trait(self, *, loc: Any = None, ip: Any = None, **kwargs: Any) -> MmaInt8Trait:
+        shape = _pack_shape((16, 8, 32), loc=loc, ip=ip)
+        a_type = T.ui8() if self.a_unsigned else T.si8()
+        atom_type = cute_nvgpu_ir.MmaAtomSM80Type.get(shape.type.attribute, a_type, T.si8(), T.si32())
+        return MmaInt8Trait(make_atom(atom_type, loc=loc, ip=ip))
+
+    def _verify_fragment_A(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+    def _verify_fragment_B(self, *args: Any, **kwargs: Any) -> bool:
+        return True
+
+
+def ldmatrix_atom() -> cute.CopyAtom:
+    """ldmatrix.x4 over bytes: lane l gives the address of row l%8 of matrix l//8; matrix i arrives in register i."""
+    return cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=False, num_matrices=4), Int8)
+
+
+def cp_async_atom() -> cute.CopyAtom:
+    """cp.async.cg of 16 bytes: through L2 only, because a KV tile is read once by a CTA."""
+    return cute.make_copy_atom(cpasync.CopyG2SOp(cache_mode=LoadCacheMode.GLOBAL), Uint8, num_bits_per_copy=128)

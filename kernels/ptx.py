@@ -1,0 +1,71 @@
+"""The only inline PTX of the attention kernels: what the DSL lacks or compiles into more than the hardware needs.
+
+Every function is pure unless it says otherwise: the compiler may move, merge or drop it like an addition.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cutlass.cute as cute
+from cutlass import Float32, Int32
+from cutlass._mlir.dialects import llvm
+from cutlass.cutlass_dsl import T
+
+__all__ = ["any_greater", "cp_async_zfill", "pack_bytes_f16", "shift_right"]
+
+
+def _asm(result: Any, text: str, operands: list[Any], constraints: str, *, side_effects: bool = False) -> Any:
+    values = [operand.ir_value() for operand in operands]
+    return llvm.inline_asm(
+        result, values, text, constraints, has_side_effects=side_effects, is_align_stack=False,
+        asm_dialect=llvm.AsmDialect.AD_ATT,
+    )  # fmt: skip
+
+
+def cp_async_zfill(destination: cute.Pointer, source: cute.Pointer, valid_bytes: Int32) -> None:
+    """Copy 16 bytes to shared memory asynchronously, of which only the first ``valid_bytes`` are read; the rest is 0.
+
+    The DSL's cp.async atom cannot be given a source size: rows beyond the end would need a second, ordinary store.
+    """
+    _asm(
+        None,
+        "cp.async.cg.shared.global [$0], [$1], 16, $2;",
+        [destination.toint(), source.toint(), valid_bytes],
+        "r,l,r,~{memory}",
+        side_effects=True,
+    )
+
+
+def any_greater(values: list[Float32], limit: Float32) -> Int32:
+    """1 if in any lane of the warp one of ``values`` is greater than ``limit``, else 0. Has side effects: a vote.
+
+    One FSETP per value, each or-ing into one predicate: the DSL's `or` of Booleans goes through PLOP3 or registers.
+    """
+    n = len(values)
+    compare = f"setp.gt.f32 p, $1, ${1 + n}; "
+    compare += "".join(f"setp.gt.or.f32 p, ${1 + i}, ${1 + n}, p; " for i in range(1, n))
+    text = "{.reg .pred p; " + compare + "vote.sync.any.pred p, p, -1; selp.b32 $0, 1, 0, p;}"
+    constraints = ",".join(["=r", *["f"] * (n + 1), "~{memory}"])
+    return Int32(_asm(T.i32(), text, [*values, limit], constraints, side_effects=True))
+
+
+def pack_bytes_f16(p: list[Float32]) -> Int32:
+    """Four float32 in 0…255 rounded to integers, as the bytes of one register, p[0] lowest.
+
+    f16(p) + 1024 has the integer in its low byte, because f16 counts in ones between 1024 and 2047: two F2FP, two
+    HADD2, one PRMT for four values, where F2I costs a quarter-rate XU slot each. Written as PTX so that the register
+    holding 1024 twice stays one immediate operand and PRMT takes both halves at once.
+    """
+    text = (
+        "{.reg .b32 a, b; "
+        "cvt.rn.f16x2.f32 a, $2, $1; add.rn.f16x2 a, a, $5; "
+        "cvt.rn.f16x2.f32 b, $4, $3; add.rn.f16x2 b, b, $5; "
+        "prmt.b32 $0, a, b, 0x6420;}"
+    )
+    return Int32(_asm(T.i32(), text, [*p, Int32(0x64006400)], "=r,f,f,f,f,r"))
+
+
+def shift_right(value: Int32, count: Int32) -> Int32:
+    """Arithmetic shift: SHF with PTX's clamping of the count, where the DSL's >> adds instructions for it."""
+    return Int32(_asm(T.i32(), "shr.s32 $0, $1, $2;", [value, count], "=r,r,r"))

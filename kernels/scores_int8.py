@@ -1,0 +1,96 @@
+"""S = Q·Kᵀ from INT8 operands, dequantised without a conversion instruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int8, Int32, const_expr, range_constexpr
+
+from .atoms import MmaInt8Op, ldmatrix_atom
+from .tile_image import TILE_TOKENS, TileImage
+
+__all__ = ["Int8Scores"]
+
+_MAGIC_BITS = 0x4B400000
+
+
+@dataclass(frozen=True)
+class Int8Scores:
+    """Scores of one warp's rows with one KV tile: y = c·(q·k), K's scale applied, Q's not yet.
+
+    The accumulators start at 0x4B400000 and are read as float32: 12582912 + S, exact while |S| < 2^22 (head dim 128
+    needs 2^21). fma(y, c, −12582912·c) is then S·c rounded once, because c has two zero bits at its end.
+
+    queries: this lane's ldmatrix row in the Q planes of its warp (shared)
+    start:   four int32 registers, all 0x4B400000 in a way the compiler cannot see. With a constant, ptxas keeps one
+             register quad, makes D ≠ C and pays for it with moves
+    """
+
+    queries: cute.Pointer
+    start: cute.Tensor
+    image: cutlass.Constexpr[TileImage]
+    m_tiles: cutlass.Constexpr[int]
+    plane_bytes: cutlass.Constexpr[int]
+
+    @staticmethod
+    def create(
+        queries: cute.Pointer, opaque_zero: Int32, image: TileImage, m_tiles: int, plane_bytes: int
+    ) -> Int8Scores:
+        start = cute.make_rmem_tensor((4,), Int32)
+        for i in range(4):
+            start[i] = Int32(_MAGIC_BITS) + opaque_zero * (i + 1)
+        return Int8Scores(queries, start, image, m_tiles, plane_bytes)
+
+    @cute.jit
+    def multiply(self, keys: cute.Pointer) -> cute.Tensor:
+        """Accumulators of Q·Kᵀ, int32 ((2,2), m tiles, 8 n8 tiles). ``keys``: lane's ldmatrix row in the K planes."""
+        mma = cute.make_mma_atom(MmaInt8Op())
+        load = ldmatrix_atom()
+        accumulators = cute.make_rmem_tensor(((2, 2), self.m_tiles, TILE_TOKENS // 8), Int32)
+        fragment = cute.make_layout(16)
+        for m in range_constexpr(self.m_tiles):
+            for n in range_constexpr(TILE_TOKENS // 8):
+                for i in range_constexpr(4):
+                    accumulators[(i % 2, i // 2), m, n] = self.start[i]
+        for k in range_constexpr(self.image.head_dim // 32):
+            q = cute.make_rmem_tensor(((4, 2, 2), self.m_tiles), Int8)
+            for m in range_constexpr(self.m_tiles):
+                row = cute.make_tensor(self.queries + (m * 16 * 32 + k * self.plane_bytes), fragment)
+                cute.copy(load, row, cute.make_tensor(q[None, m].iterator, fragment))
+            for n in range_constexpr(TILE_TOKENS // 16):
+                b = cute.make_rmem_tensor(((4, 2), 2), Int8)
+                row = cute.make_tensor(keys + (n * 16 * 32 + k * TILE_TOKENS * 32), fragment)
+                cute.copy(load, row, cute.make_tensor(b.iterator, fragment))
+                for m in range_constexpr(self.m_tiles):
+                    for t in range_constexpr(2):
+                        acc = accumulators[None, m, 2 * n + t]
+                        cute.mma_atom_call(mma, acc, q[None, m], b[None, t], acc)
+        return accumulators
+
+    @cute.jit
+    def dequantise(self, accumulators: cute.Tensor, scales: cute.Pointer, mask: Any) -> Any:
+        """Scores y, float32 like ``accumulators``, and this lane's largest in each of its rows.
+
+        scales: this lane's four tokens in the first 16 of the tile's scale rows (shared)
+        mask:   ScoreMask or None
+        """
+        scores = cute.make_rmem_tensor(accumulators.shape, Float32)
+        sums = cute.recast_tensor(accumulators, Float32)
+        maxima = [None] * (2 * self.m_tiles)
+        four = cute.make_layout(4)
+        for group in range_constexpr(TILE_TOKENS // 16):
+            c = cute.make_tensor(scales + 16 * group, four).load()
+            offset = cute.make_tensor(scales + (16 * group + TILE_TOKENS), four).load()
+            for m in range_constexpr(self.m_tiles):
+                for t in range_constexpr(2):
+                    for i in range_constexpr(4):
+                        e, hi, n, r = i % 2, i // 2, 2 * group + t, 2 * m + i // 2
+                        y = cute.math.fma(sums[(e, hi), m, n], c[2 * t + e], offset[2 * t + e])
+                        if const_expr(mask is not None):
+                            y = mask.apply(y, r, e, n)
+                        scores[(e, hi), m, n] = y
+                        maxima[r] = y if const_expr(maxima[r] is None) else cute.arch.fmax(maxima[r], y)
+        return scores, maxima
