@@ -338,7 +338,7 @@ def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool)
     lines = []
     for operation, names in zip(operations, dying, strict=True):
         if profiled:
-            lines += ["T0 = clock()", operation.code, f"profile({operation.family!r}, clock() - T0)"]
+            lines += ["T0 = clock()", operation.code, f"G.wave.profile({operation.family!r}, clock() - T0)"]
         else:
             lines.append(operation.code)
         if names:

@@ -58,16 +58,15 @@ class Program:
         """The generated Python of a block, for reading."""
         return assemble(self._codes[block], self._live_out[block], self.kernel.register_bits, profiled=profiled)
 
-    def function(self, block: int, profile: Callable[[str, float], None] | None = None) -> Callable[..., Any]:
-        key = (block, profile is not None)
-        if (function := self._functions.get(key)) is None:
-            text = self.source(block, profiled=profile is not None)
-            names = {**_NAMES, **registry.HELPERS, **self.constants, "clock": time.perf_counter, "profile": profile}
+    def function(self, block: int, profiled: bool = False) -> Callable[..., Any]:
+        """The callable of a block; the profiled one times every operation and tells the wave."""
+        key = (block, profiled)
+        if key not in self._functions:
+            text = self.source(block, profiled=profiled)
+            names = {**_NAMES, **registry.HELPERS, **self.constants, "clock": time.perf_counter}
             exec(compile(text, f"<{self.kernel.name} block {block}>", "exec"), names)
-            function = names["block"]
-            if profile is None:
-                self._functions[key] = function
-        return function
+            self._functions[key] = names["block"]
+        return self._functions[key]
 
 
 def _live_out(codes: list[BlockCode]) -> list[set[int]]:

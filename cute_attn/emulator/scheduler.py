@@ -12,7 +12,6 @@ deadlock, explained by `registry.EXPLAINERS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -63,9 +62,9 @@ def run(
     program: Program,
     executed: Array,
     random: np.random.Generator | None = None,
-    profile: Callable[[str, float], None] | None = None,
 ) -> None:
     """Runs every lane of the wave to its exit. `executed[b]` counts the lanes that ran block b."""
+    profiled = wave.profile is not None
     with np.errstate(all="ignore"):
         while True:
             block, mask = _choose(_runnable(wave), random)
@@ -79,5 +78,5 @@ def run(
                 continue
             group = _group(wave, mask)
             executed[block] += group.size
-            outcome: tuple[Any, ...] = program.function(block, profile)(group, group.registers)
+            outcome: tuple[Any, ...] = program.function(block, profiled)(group, group.registers)
             registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])

@@ -6,6 +6,7 @@ already left. A register is one array over all lanes of the wave, or a numpy sca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NoReturn
 
@@ -21,7 +22,11 @@ Shape = tuple[int, int, int]
 
 
 class Wave:
-    """CTAs `ctas` (linear numbers in the grid) of one launch."""
+    """CTAs `ctas` (linear numbers in the grid) of one launch.
+
+    poison: reads of shared memory that nobody wrote are let through. profile: called with (family, seconds) after every
+    operation. `state` is where families keep what they need per wave (barrier counts, fragment caches), by name.
+    """
 
     def __init__(
         self,
@@ -35,6 +40,7 @@ class Wave:
         constants: dict[str, int],
         *,
         poison: bool = False,
+        profile: Callable[[str, float], None] | None = None,
     ) -> None:
         self.kernel = kernel
         self.ctas = ctas
@@ -44,6 +50,7 @@ class Wave:
         self.memory = memory
         self.constants = constants
         self.poison = poison
+        self.profile = profile
         self.threads = block[0] * block[1] * block[2]
         self.cta_lanes = -(-self.threads // 32) * 32
         self.lanes = len(ctas) * self.cta_lanes
@@ -56,7 +63,6 @@ class Wave:
         self.waiting = np.zeros(self.lanes, bool)
         self.everyone = Group(self, slice(0, self.lanes))
         self.state: dict[str, Any] = {}
-        """Whatever a family keeps per wave (barrier counts, fragment caches), under its own key."""
 
     @cached_property
     def local(self) -> PrivateMemory:
@@ -143,6 +149,27 @@ class Group:
             return False
         warps = self.lane_numbers.reshape(-1, 32)
         return bool((warps[:, 0] % 32 == 0).all() and (warps[:, 31] - warps[:, 0] == 31).all())
+
+    @cached_property
+    def has_whole_ctas(self) -> bool:
+        return self.is_whole or (
+            isinstance(self.lanes, slice)
+            and self.lanes.start % self.wave.cta_lanes == 0
+            and self.lanes.stop % self.wave.cta_lanes == 0
+        )
+
+    def matrix_lanes(self, count: int, first_warps: bool) -> Array:
+        """Positions of the lanes that name the rows of `count` 8x8 matrices, [count * owners * 8], matrix by matrix.
+
+        The owners are all warps of the group or the first warps of its CTAs.
+        """
+        key = ("matrix lanes", 2 * count + first_warps)
+        if key not in self._bases:
+            step = self.wave.cta_lanes if first_warps else 32
+            first = np.arange(0, self.size, step)
+            lanes = np.arange(count)[:, None, None] * 8 + first[None, :, None] + np.arange(8)
+            self._bases[key] = lanes.reshape(-1)
+        return self._bases[key]
 
     def take(self, values: Array) -> Array:
         """The group's part of a per-lane array of the wave."""

@@ -58,6 +58,12 @@ def nothing(b: BlockBuilder, i: Instruction) -> None:
     """Ordering, hints and delays: the emulator performs memory operations in program order and has no caches."""
 
 
+@emits("createpolicy")
+def cache_policy(b: BlockBuilder, i: Instruction) -> None:
+    """An opaque 64-bit hint: without caches any value will do."""
+    b.write(i.operands[0], b.constant(0, "uint64"), "uint64")
+
+
 @action("jump")
 def jump(wave: Wave, group: Group, block: int, target: int) -> None:
     wave.pc[group.lanes] = target

@@ -3,10 +3,14 @@
 A matrix row is 16 bytes, held by four lanes: lane 4r + c holds elements 2c and 2c + 1 of row r. So eight rows in memory
 order are the register of a warp, and .trans exchanges rows and columns of the 16-bit elements first.
 Lane 8j + r gives the address of row r of matrix j.
+
+Matrices that only feed mma are never spread over lanes: `MatrixRows` hands their rows straight to the product, and once
+per CTA where all its warps load the same ones, as they do with K and V.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +27,25 @@ from .load_store import address_expression
 _COUNTS = {"x1": 1, "x2": 2, "x4": 4}
 
 
+@dataclass(frozen=True)
+class MatrixLoad:
+    """Payload of an ldmatrix operation: the statement to use instead if all its results go to mma only."""
+
+    rows_code: str
+
+
+@dataclass(frozen=True)
+class MatrixRows:
+    """One 8x8 matrix per warp, or per CTA: `rows` [owners, 8] elements of 16 bytes."""
+
+    rows: Array
+    per_cta: bool
+
+    def by_warp(self, warps: int) -> Array:
+        """[warps, 8]."""
+        return np.repeat(self.rows, warps // len(self.rows), axis=0) if self.per_cta else self.rows
+
+
 def _count(i: Instruction) -> int:
     count = next((_COUNTS[p] for p in i.parts if p in _COUNTS), None)
     if count is None or "m8n8" not in i.parts or i.parts[-1] != "b16" or i.guard is not None:
@@ -33,7 +56,10 @@ def _count(i: Instruction) -> int:
 @emits("ldmatrix.sync.aligned.m8n8")
 def ldmatrix(b: BlockBuilder, i: Instruction) -> None:
     address = address_expression(b, i.operands[1], "uint32")
-    values = b.checked(f"matrix_load(G, {address}, {_count(i)}, {'trans' in i.parts}, {i.index})")
+    arguments = f"(G, {address}, {_count(i)}, {'trans' in i.parts}, {i.index})"
+    values = b.new_name()
+    load = MatrixLoad(f"{values} = matrix_rows{arguments}")
+    b.operation(f"{values} = matrix_load{arguments}", (values,), pure=False, payload=load)
     for n, dest in enumerate(b.vector(i.operands[0])):
         b.write(dest, f"{values}[{n}]", "uint32")
 
@@ -52,11 +78,15 @@ def movmatrix(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"matrix_transpose(G, {value}, {i.index})", "uint32")
 
 
-def _row_elements(group: Group, address: Any, count: int, index: int, verb: str) -> tuple[Array, int, int, Array]:
-    """Element indices of 16-byte rows, [count * warps * 8] matrix by matrix, and which lane named each."""
-    warps = group.require_whole_warps(index)
-    lanes = np.arange(group.size).reshape(warps, 32)[:, : 8 * count]
-    lanes = np.ascontiguousarray(lanes.reshape(warps, count, 8).swapaxes(0, 1)).reshape(-1)
+def _row_elements(
+    group: Group, address: Any, count: int, index: int, verb: str, *, first_warps: bool = False
+) -> tuple[Array, int, int, Array]:
+    """Element indices of 16-byte rows, [count * owners * 8] matrix by matrix, and which lane named each.
+
+    The owners are the warps, or with `first_warps` the first warp of each CTA.
+    """
+    group.require_whole_warps(index)
+    lanes = group.matrix_lanes(count, first_warps)
     rows = group.spread(address)[lanes]
     elements, low, high = shared_elements(group, rows, 16, lanes, index, verb)
     return elements, low, high, lanes
@@ -68,13 +98,37 @@ def _transposed(rows: Array) -> Array:
     return np.ascontiguousarray(halves.swapaxes(1, 2)).view(np.uint32)
 
 
-@helper
-def matrix_load(group: Group, address: Any, count: int, transposed: bool, index: int) -> Any:
-    elements, low, high, lanes = _row_elements(group, address, count, index, "read")
+def _load(group: Group, address: Any, count: int, transposed: bool, index: int, first_warps: bool) -> Array:
+    """uint32 words of the matrices, [count * owners * 32]."""
+    elements, low, high, lanes = _row_elements(group, address, count, index, "read", first_warps=first_warps)
     require_written(group, elements, 16, low, high, lanes, index)
     rows = group.wave.shared.views[16].take(elements)
-    words = _transposed(rows) if transposed else rows.view(np.uint32)
-    return words.reshape(count, group.size)
+    return (_transposed(rows) if transposed else rows.view(np.uint32)).reshape(-1)
+
+
+@helper
+def matrix_load(group: Group, address: Any, count: int, transposed: bool, index: int) -> Any:
+    return _load(group, address, count, transposed, index, False).reshape(count, group.size)
+
+
+@helper
+def matrix_rows(group: Group, address: Any, count: int, transposed: bool, index: int) -> list[MatrixRows]:
+    warps = group.require_whole_warps(index)
+    shared_by_cta = group.has_whole_ctas and _same_in_all_warps(group, address)
+    owners = warps * 32 // group.wave.cta_lanes if shared_by_cta else warps
+    words = _load(group, address, count, transposed, index, shared_by_cta)
+    matrices = words.view(np.complex128).reshape(count, owners, 8)
+    return [MatrixRows(rows, shared_by_cta) for rows in matrices]
+
+
+def _same_in_all_warps(group: Group, address: Any) -> bool:
+    """Whether each CTA's warps name the same rows; only then do the others' addresses need no check of their own."""
+    if group.wave.cta_lanes == 32:
+        return False
+    if address.ndim == 0:
+        return True
+    table = address.reshape(-1, group.wave.cta_lanes // 32, 32)
+    return bool((table[:, 1:] == table[:, :1]).all())
 
 
 @helper

@@ -30,6 +30,7 @@ from ..memory import Array
 from ..module import Instruction
 from ..registry import emits, helper
 from ..wave import Group
+from .ldmatrix import MatrixRows
 
 _ELEMENT_BITS = {"f16": 16, "bf16": 16, "tf32": 32, "s8": 8, "u8": 8, "e4m3": 8, "e5m2": 8}
 _LARGEST = {"s8": 128, "u8": 255}
@@ -162,12 +163,14 @@ def _decode_f16(words: Array) -> Array:
 
 
 Fragments = tuple[tuple[tuple[Any, ...], ...], ...]
-"""Registers by tile, then by mma along k, then by register of the fragment."""
+"""Registers (or `MatrixRows`) by tile, then by mma along k, then by register of the fragment."""
 
 
-def _quads(group: Group, register: Any, warps: int) -> Array:
-    """[warps, 8 rows] with the four lanes of a row as one 16-byte element."""
-    return np.ascontiguousarray(group.spread(register)).view(np.complex128).reshape(warps, 8)
+def _quads(group: Group, register: Any, owners: int) -> Array:
+    """[owners, 8 rows] with the four lanes of a row as one 16-byte element."""
+    if isinstance(register, MatrixRows):
+        return register.rows if len(register.rows) == owners else register.by_warp(owners)
+    return np.ascontiguousarray(group.spread(register)).view(np.complex128).reshape(owners, 8)
 
 
 def _rows_of_a(group: Group, tiles: Fragments, kind: MmaKind, warps: int) -> Array:
@@ -180,14 +183,35 @@ def _rows_of_a(group: Group, tiles: Fragments, kind: MmaKind, warps: int) -> Arr
     return _decode(raw.reshape(warps, 16 * len(tiles), -1), kind.a)
 
 
-def _columns_of_b(group: Group, tiles: Fragments, kind: MmaKind, warps: int) -> Array:
-    """float32 [warps, 8 * tiles, k]: column order tile, parity, t, so that the columns of one parity are neighbours."""
-    raw = np.empty((warps, len(tiles), 2, 4, len(tiles[0]), kind.registers), np.complex128)
+def _columns_of_b(group: Group, tiles: Fragments, kind: MmaKind, owners: int) -> Array:
+    """float32 [owners, 8 * tiles, k]: column order tile, parity, t, so that the columns of a parity are neighbours."""
+    raw = np.empty((owners, len(tiles), 2, 4, len(tiles[0]), kind.registers), np.complex128)
     for c, tile in enumerate(tiles):
         for s, fragment in enumerate(tile):
             for n, register in enumerate(fragment):
-                raw[:, c, :, :, s, n] = _quads(group, register, warps).reshape(warps, 4, 2).swapaxes(1, 2)
-    return _decode(raw.reshape(warps, 8 * len(tiles), -1), kind.b)
+                quads = _quads(group, register, owners).reshape(owners, 4, 2)
+                raw[:, c, 0, :, s, n] = quads[:, :, 0]
+                raw[:, c, 1, :, s, n] = quads[:, :, 1]
+    return _decode(raw.reshape(owners, 8 * len(tiles), -1), kind.b)
+
+
+def _owners_of_b(tiles: Fragments, warps: int) -> int:
+    """The number of CTAs if every fragment is the same in all warps of a CTA, else the number of warps."""
+    first = tiles[0][0][0]
+    if not isinstance(first, MatrixRows) or not first.per_cta:
+        return warps
+    every = (register for tile in tiles for fragment in tile for register in fragment)
+    uniform = all(isinstance(register, MatrixRows) and register.per_cta for register in every)
+    return len(first.rows) if uniform else warps
+
+
+def _product(left: Array, right: Array) -> Array:
+    """[warps, rows, columns]; one product per warp, also where the warps of a CTA share the right side."""
+    warps, owners = len(left), len(right)
+    if warps == owners:
+        return left @ right.swapaxes(1, 2)
+    grouped = left.reshape(owners, warps // owners, *left.shape[1:])
+    return (grouped @ right.swapaxes(1, 2)[:, None]).reshape(warps, left.shape[1], right.shape[1])
 
 
 def _cached(group: Group, key: tuple[int, str], tiles: Fragments, make: Any) -> Array:
@@ -226,11 +250,11 @@ def mma_tiles(
         return _rows_of_a(group, a, kind, warps)
 
     def columns() -> Array:
-        return _columns_of_b(group, b, kind, warps)
+        return _columns_of_b(group, b, kind, _owners_of_b(b, warps))
 
     left = _cached(group, (index, "a"), a, rows) if keep[0] else rows()
     right = _cached(group, (index, "b"), b, columns) if keep[1] else columns()
-    product = left @ right.swapaxes(1, 2)
+    product = _product(left, right)
     # [warps, tile, half, g, tile, parity] with the four t as one element
     quads = product.view(np.complex128).reshape(warps, len(a), 2, 8, len(b), 2)
     results: list[Any] = []

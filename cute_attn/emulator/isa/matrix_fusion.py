@@ -5,15 +5,17 @@ never change, so this is always allowed), and until then mma can be merged:
 * along k: an mma whose C is the otherwise unused D of a waiting one continues its sum;
 * along n and m: waiting chains that share their A or B fragments form a grid of row tiles and column tiles, and the
   whole grid is one product per warp.
+An ldmatrix whose results all go to mma keeps them as rows of memory (see `ldmatrix.MatrixRows`).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..codegen import Operation
 from ..registry import HELPERS, block_pass
+from .ldmatrix import MatrixLoad
 from .matrix import MmaKind, MmaNode
 
 Steps = tuple[tuple[str, ...], ...]
@@ -127,6 +129,29 @@ def _values_from_outside(operations: list[Operation]) -> set[str]:
     return names
 
 
+def _keep_rows(operations: list[Operation], kept: set[str]) -> list[Operation]:
+    """Lets every ldmatrix whose results are only read as A or B of mma return its rows as they lie in memory."""
+    readers: dict[str, list[Operation]] = {}
+    for operation in operations:
+        for name in operation.reads:
+            readers.setdefault(name, []).append(operation)
+
+    def only_fragments(name: str) -> bool:
+        return name not in kept and all(
+            isinstance(reader.payload, MmaNode) and name not in reader.payload.c for reader in readers.get(name, ())
+        )
+
+    result = []
+    for operation in operations:
+        load = operation.payload
+        if isinstance(load, MatrixLoad):
+            parts = [name for reader in readers.get(operation.writes[0], ()) for name in reader.writes]
+            if all(map(only_fragments, parts)):
+                operation = replace(operation, code=load.rows_code)
+        result.append(operation)
+    return result
+
+
 @block_pass
 def fuse_mma(operations: list[Operation], kept: set[str]) -> list[Operation]:
     """Replaces every operation with an `MmaNode` by the products described above. kept: values read after the block."""
@@ -136,6 +161,7 @@ def fuse_mma(operations: list[Operation], kept: set[str]) -> list[Operation]:
     for operation in operations:
         uses.update(operation.reads)
     outside = _values_from_outside(operations)
+    operations = _keep_rows(operations, kept)
     result: list[Operation] = []
     waiting = _Waiting()
 
