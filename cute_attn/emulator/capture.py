@@ -69,13 +69,11 @@ class Settings:
     uninitialized_shared: a read of shared memory that nobody wrote is an "error", or gives "poison" (NaN), for programs
                           that load rows and never use them
     profile:              measure seconds per instruction family (slower)
-    workers:              threads that run CTAs, by default one per core
     """
 
     seed: int | None = None
     uninitialized_shared: Literal["error", "poison"] = "error"
     profile: bool = False
-    workers: int | None = None
 
 
 @dataclass
