@@ -3,8 +3,9 @@
 A family (a file in `isa/`) declares
 * `@emits("add", "sub", types="s32 u32")`: an emitter, called as `emit(block, instruction)` while a basic block is
   compiled; it appends Python code through the `BlockBuilder`. The key is a dotted opcode prefix; the longest
-  registered prefix wins, and within one prefix the entry whose `types` hold the instruction's type (its last type
-  suffix). `family=` names the entry in profiles.
+  registered prefix wins, and within one prefix the entry whose `types` hold the instruction's type suffixes ("f32", or
+  "f32.f16" where there are two). With `modifiers`, a suffix that is neither a type nor listed makes the instruction
+  unknown: better no result than one that ignores a rounding mode.
 * `@helper`: a function that generated code may call by name.
 * `@action("bar")`: what the scheduler does when a block ends with ("bar", ...): see `scheduler`.
 * `@block_pass`: rewrites the list of operations of a block before it becomes Python (see `matrix_fusion`).
@@ -24,11 +25,17 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Entry:
-    """One registered emitter; `types` None accepts every instruction of its prefix."""
+    """One registered emitter; `types` and `modifiers` None accept every instruction of its prefix."""
 
     emit: Callable[..., None]
     types: frozenset[str] | None
+    modifiers: frozenset[str] | None
     family: str
+
+    def accepts(self, types: str, others: list[str]) -> bool:
+        return (self.types is None or types in self.types) and (
+            self.modifiers is None or self.modifiers.issuperset(others)
+        )
 
 
 _ENTRIES: dict[str, list[Entry]] = {}
@@ -45,15 +52,19 @@ EXPLAINERS: list[Callable[..., list[str]]] = []
 
 
 def emits(
-    *prefixes: str, types: str | None = None, starts_block: bool = False, ends_block: bool = False
+    *prefixes: str,
+    types: str | None = None,
+    modifiers: str | None = None,
+    starts_block: bool = False,
+    ends_block: bool = False,
 ) -> Callable[[F], F]:
     """Registers an emitter. `ends_block`: the next instruction begins a block; `starts_block`: this one does."""
 
     def register(emit: F) -> F:
         family = emit.__module__.rsplit(".", 1)[-1]
-        accepted = frozenset(types.split()) if types is not None else None
+        accepted, allowed = (frozenset(names.split()) if names is not None else None for names in (types, modifiers))
         for prefix in prefixes:
-            _ENTRIES.setdefault(prefix, []).append(Entry(emit, accepted, family))
+            _ENTRIES.setdefault(prefix, []).append(Entry(emit, accepted, allowed, family))
             if starts_block:
                 _STARTS.add(prefix)
             if ends_block:
@@ -111,10 +122,12 @@ def instruction_type(opcode: str) -> PtxType | None:
 
 def find(opcode: str) -> Entry | None:
     """The entry that implements `opcode`, or None."""
-    kind = instruction_type(opcode)
     for prefix in _prefixes(opcode):
+        suffixes = opcode[len(prefix) :].split(".")[1:]
+        types = ".".join(part for part in suffixes if ptx_type(part) is not None)
+        others = [part for part in suffixes if ptx_type(part) is None]
         for entry in _ENTRIES.get(prefix, ()):
-            if entry.types is None or (kind is not None and kind.name in entry.types):
+            if entry.accepts(types, others):
                 return entry
     return None
 

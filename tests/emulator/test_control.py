@@ -144,6 +144,14 @@ def test_unknown_form_of_a_known_instruction():
         run("cvt.rs.f16x2.f32 %r1, %r2, %r3, %r4;")
 
 
+@pytest.mark.parametrize(
+    "text", ["add.odd.f32 %r1, %r2, %r3", "ld.global.v8.b32 %r1, [%rd1]", "add.f32.e4m3 %r1, %r2, %r3"]
+)
+def test_unknown_modifiers_are_not_ignored(text):
+    with pytest.raises(UnknownInstruction, match=text.split()[0]):
+        run(text + ";")
+
+
 def test_trap_is_reported():
     with pytest.raises(InvalidOperand, match="reached a trap"):
         run("setp.eq.u32 %p1, %r50, 9; @%p1 trap;")

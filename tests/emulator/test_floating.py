@@ -6,8 +6,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+import torch
 
 from .harness import evaluate, interesting_floats, same_bits
+
+HALF = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def correctly_rounded(exact: Fraction) -> np.float32:
@@ -159,3 +162,16 @@ def test_testp():
     }.items():
         code = f"testp.{name}.f32 %p1, %a; selp.u32 %d, 1, 0, %p1;"
         assert evaluate(code, [x], np.uint32).tolist() == expected, name
+
+
+@pytest.mark.parametrize("half", ["f16", "bf16"])
+def test_mixed_precision(half):
+    rng = np.random.default_rng(0)
+    a, b = (torch.from_numpy(rng.standard_normal(100).astype(np.float32)).to(HALF[half]) for _ in range(2))
+    c = rng.standard_normal(100).astype(np.float32)
+    bits = [x.view(torch.int16).numpy().view(np.uint16) for x in (a, b)]
+    wide_a, wide_b = a.float().numpy(), b.float().numpy()
+    assert (evaluate(f"add.rn.f32.{half} %d, %a, %b;", [bits[0], c], np.float32) == wide_a + c).all()
+    assert (evaluate(f"sub.rn.f32.{half} %d, %a, %b;", [bits[0], c], np.float32) == wide_a - c).all()
+    exact = (wide_a.astype(np.float64) * wide_b + c).astype(np.float32)
+    assert (evaluate(f"fma.rn.f32.{half} %d, %a, %b, %c;", [*bits, c], np.float32) == exact).all()

@@ -20,7 +20,11 @@ from ..wave import Group
 from .load_store import address_expression
 
 
-@emits("cp.async.ca", "cp.async.cg")
+@emits(
+    "cp.async.ca",
+    "cp.async.cg",
+    modifiers="shared shared::cta global L2::cache_hint L2::64B L2::128B L2::256B",
+)
 def copy(b: BlockBuilder, i: Instruction) -> None:
     """cp.async.ca.shared.global [dst], [src], size{, src-size | ignore-src}{, policy};"""
     size = b.literal(i.operands[2])

@@ -22,6 +22,7 @@ _SYMBOLS = {
     "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "lo": "<", "ls": "<=", "hi": ">", "hs": ">="
 }  # fmt: skip
 _OPPOSITE = {"equ": "!=", "ltu": ">=", "leu": ">", "gtu": "<=", "geu": "<"}
+_COMPARISONS = "eq ne lt le gt ge lo ls hi hs equ neu ltu leu gtu geu num nan and or xor ftz"
 _COMBINE = {"and": "&", "or": "|", "xor": "^"}
 
 
@@ -61,7 +62,7 @@ def _combine(b: BlockBuilder, i: Instruction, result: str, operand_index: int) -
     return f"{result} {_COMBINE[boolean]} {b.predicate(i.operands[operand_index])}"
 
 
-@emits("setp")
+@emits("setp", modifiers=_COMPARISONS)
 def setp(b: BlockBuilder, i: Instruction) -> None:
     kind = instruction_type(i.opcode)
     if kind is None:
@@ -85,7 +86,7 @@ def _setp_packed(b: BlockBuilder, i: Instruction, kind: PtxType) -> None:
         b.write(dest, _combine(b, i, f"{result}[{n}::2]", 3), "bool")
 
 
-@emits("set")
+@emits("set", modifiers=_COMPARISONS)
 def set_value(b: BlockBuilder, i: Instruction) -> None:
     """set.cmp.dtype.stype: 1.0 for f32, all ones for an integer, else zero."""
     kinds = [k for p in i.parts[1:] if (k := ptx_type(p)) is not None and k.name != "pred"]
@@ -99,7 +100,7 @@ def set_value(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"where({result}, {true}, {b.constant(0, dtype)})", dtype)
 
 
-@emits("selp")
+@emits("selp", types="b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64", modifiers="")
 def selp(b: BlockBuilder, i: Instruction) -> None:
     kind = instruction_type(i.opcode)
     assert kind is not None
@@ -107,7 +108,7 @@ def selp(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"where({b.predicate(i.operands[3])}, {x}, {y})", kind.numpy)
 
 
-@emits("slct")
+@emits("slct", modifiers="ftz")
 def slct(b: BlockBuilder, i: Instruction) -> None:
     """slct.dtype.s32/f32: a where c >= 0, else b; a NaN selects b."""
     kinds = [k for p in i.parts[1:] if (k := ptx_type(p)) is not None]

@@ -40,7 +40,7 @@ def _kinds(i: Instruction) -> tuple[PtxType, PtxType]:
     return kinds[0], kinds[1]
 
 
-@emits("cvt")
+@emits("cvt", modifiers="rn rz rm rp rna rni rzi rmi rpi ftz sat satfinite relu")
 def cvt(b: BlockBuilder, i: Instruction) -> None:
     dest, source = _kinds(i)
     if dest.name in _PACKED:

@@ -51,7 +51,7 @@ def _rounding(i: Instruction) -> str | None:
     return next((r for r in _ROUNDINGS if r in i.parts), None)
 
 
-@emits("add", "sub", "mul", types="f32 f64")
+@emits("add", "sub", "mul", types="f32 f64", modifiers="rn rz rm rp ftz sat")
 def arithmetic(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x, y) = _operands(b, i, 2)
     rounding = _rounding(i)
@@ -65,7 +65,7 @@ def arithmetic(b: BlockBuilder, i: Instruction) -> None:
     _finish(b, i, expression, dtype)
 
 
-@emits("fma", "mad", types="f32 f64")
+@emits("fma", "mad", types="f32 f64", modifiers="rn rz rm rp ftz sat")
 def fused_multiply_add(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x, y, z) = _operands(b, i, 3)
     rounding = _rounding(i)
@@ -80,7 +80,7 @@ def fused_multiply_add(b: BlockBuilder, i: Instruction) -> None:
     _finish(b, i, expression, dtype)
 
 
-@emits("min", "max", types="f32 f64")
+@emits("min", "max", types="f32 f64", modifiers="ftz NaN xorsign abs")
 def min_max(b: BlockBuilder, i: Instruction) -> None:
     """Of two or three operands; a NaN operand is ignored unless .NaN asks to keep it."""
     dtype, values = _operands(b, i, len(i.operands) - 1)
@@ -99,19 +99,19 @@ def min_max(b: BlockBuilder, i: Instruction) -> None:
     _finish(b, i, expression, dtype)
 
 
-@emits("abs", "neg", types="f32 f64")
+@emits("abs", "neg", types="f32 f64", modifiers="ftz")
 def sign(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x,) = _operands(b, i, 1)
     _finish(b, i, f"abs({x})" if i.parts[0] == "abs" else f"-{x}", dtype)
 
 
-@emits("copysign", types="f32 f64")
+@emits("copysign", types="f32 f64", modifiers="")
 def copy_sign(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x, y) = _operands(b, i, 2)
     b.write(i.operands[0], f"copysign({y}, {x})", dtype)
 
 
-@emits("div", types="f32 f64")
+@emits("div", types="f32 f64", modifiers="approx full rn rz rm rp ftz")
 def divide(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x, y) = _operands(b, i, 2)
     if _rounding(i):
@@ -133,7 +133,7 @@ _FUNCTIONS = {
 }
 
 
-@emits(*_FUNCTIONS, types="f32 f64")
+@emits(*_FUNCTIONS, types="f32 f64", modifiers="approx rn rz rm rp ftz")
 def unary(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x,) = _operands(b, i, 1)
     name = _FUNCTIONS[i.parts[0]]
@@ -144,13 +144,34 @@ def unary(b: BlockBuilder, i: Instruction) -> None:
     _finish(b, i, expression, dtype)
 
 
-@emits("testp", types="f32 f64")
+@emits("add", "sub", "fma", types="f32.f16 f32.bf16", modifiers="rn rz rm rp sat")
+def mixed(b: BlockBuilder, i: Instruction) -> None:
+    """sm_100's mixed precision: every operand but the last is f16 or bf16 and widened, the last and the result f32."""
+    half = "bf16" if "bf16" in i.parts else "f16"
+    narrow = [
+        f"widen_bf16({b.read(o, 'uint16')})" if half == "bf16" else f"{b.read(o, 'float16')}.astype(float32)"
+        for o in i.operands[1:-1]
+    ]
+    values = [*map(b.assign, narrow), b.read(i.operands[-1], "float32")]
+    rounding = _rounding(i)
+    if i.parts[0] == "fma":
+        exact = "directed({0}.astype(float64) * {1}.astype(float64) + {2}.astype(float64), {3!r})"
+        expression = exact.format(*values, rounding) if rounding else f"fma_f32({', '.join(values)})"
+    elif rounding:
+        wide = f" {_SIGNS[i.parts[0]]} ".join(f"{v}.astype(float64)" for v in values)
+        expression = f"directed({wide}, {rounding!r})"
+    else:
+        expression = f" {_SIGNS[i.parts[0]]} ".join(values)
+    _finish(b, i, expression, "float32")
+
+
+@emits("testp", types="f32 f64", modifiers="finite infinite number notanumber normal subnormal")
 def test_property(b: BlockBuilder, i: Instruction) -> None:
     _, (x,) = _operands(b, i, 1)
     b.write(i.operands[0], f"has_property({x}, {i.parts[1]!r})", "bool")
 
 
-@emits("add", "sub", "mul", "fma", types="f32x2")
+@emits("add", "sub", "mul", "fma", types="f32x2", modifiers="rn rz rm rp ftz")
 def packed(b: BlockBuilder, i: Instruction) -> None:
     """Two f32 in a 64-bit register, each as its scalar instruction would do it."""
     values = [f"lanes_f32({'G'}, {b.read(o, 'uint64')})" for o in i.operands[1:]]

@@ -20,6 +20,7 @@ from ..types import PtxType
 from ..wave import Group
 
 _HALF = "f16 f16x2 bf16 bf16x2"
+_MODIFIERS = "rn ftz sat relu NaN approx"
 
 
 def _type(i: Instruction) -> PtxType:
@@ -41,7 +42,7 @@ def _source(b: BlockBuilder, operand: str, kind: PtxType) -> str:
     return b.read(operand, kind.carrier)
 
 
-@emits("add", "sub", "mul", "fma", "min", "max", "abs", "neg", "ex2", "tanh", types=_HALF)
+@emits("add", "sub", "mul", "fma", "min", "max", "abs", "neg", "ex2", "tanh", types=_HALF, modifiers=_MODIFIERS)
 def arithmetic(b: BlockBuilder, i: Instruction) -> None:
     _call(b, i, i.parts[0])
 

@@ -31,7 +31,7 @@ def _wide(kind: PtxType) -> str:
     return f"{'int' if kind.kind == 's' else 'uint'}{2 * kind.bits}"
 
 
-@emits("add", "sub", types=INTEGERS)
+@emits("add", "sub", types=INTEGERS, modifiers="sat")
 def add_sub(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     sign = "+" if i.parts[0] == "add" else "-"
@@ -43,7 +43,7 @@ def add_sub(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"{x} {sign} {y}", kind.carrier)
 
 
-@emits("mul.lo", "mad.lo", types=INTEGERS)
+@emits("mul.lo", "mad.lo", types=INTEGERS, modifiers="")
 def multiply_low(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x, y = (b.read(o, kind.carrier) for o in i.operands[1:3])
@@ -51,7 +51,7 @@ def multiply_low(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"{x} * {y}{plus}", kind.carrier)
 
 
-@emits("mul.wide", "mad.wide", types=INTEGERS)
+@emits("mul.wide", "mad.wide", types=INTEGERS, modifiers="")
 def multiply_wide(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
@@ -60,7 +60,7 @@ def multiply_wide(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"{x}.astype({wide}) * {y}.astype({wide}){plus}", wide)
 
 
-@emits("mul.hi", "mad.hi", types=INTEGERS)
+@emits("mul.hi", "mad.hi", types=INTEGERS, modifiers="")
 def multiply_high(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
@@ -73,7 +73,7 @@ def multiply_high(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], high + plus, kind.numpy)
 
 
-@emits("mul24", "mad24", types="s32 u32")
+@emits("mul24", "mad24", types="s32 u32", modifiers="lo hi")
 def multiply_24(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     eight = b.constant(8, kind.numpy)
@@ -84,14 +84,14 @@ def multiply_24(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"(({x} * {y}){shift}).astype({kind.numpy}){plus}", kind.numpy)
 
 
-@emits("div", "rem", types=INTEGERS)
+@emits("div", "rem", types=INTEGERS, modifiers="")
 def divide(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
     b.write(i.operands[0], f"{'quotient' if i.parts[0] == 'div' else 'remainder'}({x}, {y})", kind.numpy)
 
 
-@emits("min", "max", types=INTEGERS)
+@emits("min", "max", types=INTEGERS, modifiers="relu")
 def min_max(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
@@ -101,44 +101,42 @@ def min_max(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], result, kind.numpy)
 
 
-@emits("abs", "neg", types="s16 s32 s64")
+@emits("abs", "neg", types="s16 s32 s64", modifiers="")
 def abs_neg(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x = b.read(i.operands[1], kind.numpy)
     b.write(i.operands[0], f"abs({x})" if i.parts[0] == "abs" else f"-{x}", kind.numpy)
 
 
-@emits("sad", types=INTEGERS)
+@emits("sad", types=INTEGERS, modifiers="")
 def sum_of_absolute_difference(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x, y, c = (b.read(o, kind.numpy) for o in i.operands[1:4])
     b.write(i.operands[0], f"{c} + (maximum({x}, {y}) - minimum({x}, {y}))", kind.numpy)
 
 
-@emits("and", "or", "xor", types=f"{BITS} pred")
+@emits("and", "or", "xor", types=f"{BITS} pred", modifiers="")
 def logic(b: BlockBuilder, i: Instruction) -> None:
     dtype = _type(i).carrier
     x, y = (b.predicate(o) if dtype == "bool" else b.read(o, dtype) for o in i.operands[1:3])
     b.write(i.operands[0], f"{x} {({'and': '&', 'or': '|', 'xor': '^'})[i.parts[0]]} {y}", dtype)
 
 
-@emits("not", types=f"{BITS} pred")
+@emits("not", types=f"{BITS} pred", modifiers="")
 def logical_not(b: BlockBuilder, i: Instruction) -> None:
     dtype = _type(i).carrier
     b.write(i.operands[0], f"~{b.read(i.operands[1], dtype)}", dtype)
 
 
-@emits("cnot", types=BITS)
+@emits("cnot", types=BITS, modifiers="")
 def zero_test(b: BlockBuilder, i: Instruction) -> None:
     dtype = _type(i).carrier
     b.write(i.operands[0], f"({b.read(i.operands[1], dtype)} == {b.constant(0, dtype)}).astype({dtype})", dtype)
 
 
-@emits("lop3", types="b32")
+@emits("lop3", types="b32", modifiers="")
 def lop3(b: BlockBuilder, i: Instruction) -> None:
     """Any function of three bits; the table's bit (4a + 2b + c) is the result for those bits."""
-    if i.parts[1] != "b32":
-        raise UnknownInstruction(i.opcode)
     table = b.literal(i.operands[4])
     if table is None:
         raise UnknownInstruction(i.opcode)
@@ -167,7 +165,7 @@ def _lut_expression(x: str, y: str, z: str, table: int) -> str:
     return " | ".join(terms) if terms else f"{x} ^ {x}"
 
 
-@emits("shl", "shr", types=f"{BITS} {INTEGERS}")
+@emits("shl", "shr", types=f"{BITS} {INTEGERS}", modifiers="")
 def shift(b: BlockBuilder, i: Instruction) -> None:
     """The amount is unsigned and clamped at the width: shl and unsigned shr give 0 there, signed shr the sign."""
     kind = _type(i)
@@ -186,13 +184,13 @@ def shift(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], result, dtype)
 
 
-@emits("shf", types="b32")
+@emits("shf", types="b32", modifiers="l r wrap clamp")
 def funnel_shift(b: BlockBuilder, i: Instruction) -> None:
     low, high, amount = (b.read(o, "uint32") for o in i.operands[1:4])
     b.write(i.operands[0], f"funnel_{i.parts[1]}({low}, {high}, {amount}, {'wrap' in i.parts})", "uint32")
 
 
-@emits("bfe", types="u32 s32 u64 s64")
+@emits("bfe", types="u32 s32 u64 s64", modifiers="")
 def extract_field(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     x = b.read(i.operands[1], kind.numpy)
@@ -200,7 +198,7 @@ def extract_field(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"bit_field_extract({x}, {position}, {length})", kind.numpy)
 
 
-@emits("bfi", types="b32 b64")
+@emits("bfi", types="b32 b64", modifiers="")
 def insert_field(b: BlockBuilder, i: Instruction) -> None:
     dtype = _type(i).carrier
     field, base = (b.read(o, dtype) for o in i.operands[1:3])
@@ -208,25 +206,25 @@ def insert_field(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"bit_field_insert({field}, {base}, {position}, {length})", dtype)
 
 
-@emits("clz", "popc", types="b32 b64")
+@emits("clz", "popc", types="b32 b64", modifiers="")
 def count_bits(b: BlockBuilder, i: Instruction) -> None:
     name = {"clz": "leading_zeros", "popc": "population_count"}[i.parts[0]]
     b.write(i.operands[0], f"{name}({b.read(i.operands[1], _type(i).carrier)})", "uint32")
 
 
-@emits("bfind", types="u32 s32 u64 s64")
+@emits("bfind", types="u32 s32 u64 s64", modifiers="shiftamt")
 def find_leading(b: BlockBuilder, i: Instruction) -> None:
     x = b.read(i.operands[1], _type(i).numpy)
     b.write(i.operands[0], f"leading_bit({x}, {'shiftamt' in i.parts})", "uint32")
 
 
-@emits("brev", types="b32 b64")
+@emits("brev", types="b32 b64", modifiers="")
 def reverse(b: BlockBuilder, i: Instruction) -> None:
     dtype = _type(i).carrier
     b.write(i.operands[0], f"reverse_bits({b.read(i.operands[1], dtype)})", dtype)
 
 
-@emits("szext", types="s32 u32")
+@emits("szext", types="s32 u32", modifiers="wrap clamp")
 def extend(b: BlockBuilder, i: Instruction) -> None:
     """Sign or zero extension from a given bit position; a position of 32 or more leaves the value (clamp) or wraps."""
     kind = _type(i)
@@ -236,7 +234,7 @@ def extend(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"bit_field_extract({x}, {b.constant(0, 'uint32')}, {length})", kind.numpy)
 
 
-@emits("prmt", types="b32")
+@emits("prmt", types="b32", modifiers="f4e b4e rc8 ecl ecr rc16")
 def permute(b: BlockBuilder, i: Instruction) -> None:
     x, y = (b.read(o, "uint32") for o in i.operands[1:3])
     mode = i.parts[2] if len(i.parts) > 2 else ""
@@ -247,7 +245,7 @@ def permute(b: BlockBuilder, i: Instruction) -> None:
         b.write(i.operands[0], f"permute_selected({x}, {y}, {b.read(i.operands[3], 'uint32')}, {mode!r})", "uint32")
 
 
-@emits("dp4a", "dp2a")
+@emits("dp4a", "dp2a", types="s32.s32 s32.u32 u32.s32 u32.u32", modifiers="lo hi")
 def dot_product(b: BlockBuilder, i: Instruction) -> None:
     """dp4a.atype.btype and dp2a.lo/hi.atype.btype: four (two) products of bytes (16-bit by byte) plus c."""
     high = "hi" in i.parts
@@ -256,7 +254,7 @@ def dot_product(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"{i.parts[0]}({x}, {y}, {c}, {signs[0]}, {signs[1]}, {high})", "uint32")
 
 
-@emits("add.cc", "addc", "sub.cc", "subc", types=INTEGERS)
+@emits("add.cc", "addc", "sub.cc", "subc", types=INTEGERS, modifiers="cc")
 def carry_chain(b: BlockBuilder, i: Instruction) -> None:
     """The carry flag is a hidden one-bit register of the kernel."""
     dtype = _type(i).carrier
@@ -361,7 +359,13 @@ def bit_field_insert(field: Any, base: Any, position: Any, length: Any) -> Any:
 
 @helper
 def population_count(x: Any) -> Any:
-    return np.bitwise_count(x).astype(np.uint32)
+    """Bits set, by adding neighbouring fields of 1, 2 and 4 bits and then all bytes with a product."""
+    unit, width = x.dtype.type, x.dtype.itemsize * 8
+    ones = (1 << width) - 1
+    x = x - (x >> unit(1) & unit(ones // 3))
+    x = (x & unit(ones // 5)) + (x >> unit(2) & unit(ones // 5))
+    x = x + (x >> unit(4)) & unit(ones // 17)
+    return (x * unit(ones // 255) >> unit(width - 8)).astype(np.uint32)
 
 
 @helper

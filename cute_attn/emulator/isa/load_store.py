@@ -27,6 +27,13 @@ from ..registry import emits, helper, instruction_type
 from ..types import PtxType
 from ..wave import Group
 
+_SPACE_NAMES = "global shared shared::cta local param param::entry const"
+_VECTORS = "v2 v4"
+_HINTS = """
+    ca cg cs lu cv wb wt volatile relaxed weak acquire release cta cluster gpu sys mmio
+    L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate
+    L2::cache_hint L2::64B L2::128B L2::256B L2::evict_normal L2::evict_first L2::evict_last
+"""
 _SPACES = ("global", "shared", "local", "param", "const")
 
 
@@ -60,7 +67,7 @@ def _type(i: Instruction) -> PtxType:
     return kind
 
 
-@emits("ld", "ldu")
+@emits("ld", "ldu", modifiers=f"{_SPACE_NAMES} {_VECTORS} {_HINTS} nc")
 def load(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     space = state_space(i)
@@ -88,7 +95,7 @@ def _load_parameters(b: BlockBuilder, i: Instruction, dests: list[str], kind: Pt
         b.write(dest, f"parameter(G, {start + n * kind.bytes}, {kind.numpy})", kind.numpy)
 
 
-@emits("st")
+@emits("st", modifiers=f"{_SPACE_NAMES} {_VECTORS} {_HINTS}")
 def store(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     space = state_space(i)

@@ -17,7 +17,7 @@ from ..wave import Group
 _WINDOWS = {"shared": SHARED_WINDOW, "local": LOCAL_WINDOW, "param": PARAMETER_WINDOW}
 
 
-@emits("mov")
+@emits("mov", modifiers="")
 def mov(b: BlockBuilder, i: Instruction) -> None:
     kind = instruction_type(i.opcode)
     assert kind is not None

@@ -17,7 +17,7 @@ from ..registry import emits, helper, instruction_type
 from ..wave import Group
 
 
-@emits("shfl.sync")
+@emits("shfl.sync", types="b32", modifiers="up down bfly idx")
 def shuffle(b: BlockBuilder, i: Instruction) -> None:
     """shfl.sync.mode.b32 d{|p}, a, b, c, membermask."""
     dest, _, valid = (part.strip() for part in i.operands[0].partition("|"))
@@ -28,7 +28,7 @@ def shuffle(b: BlockBuilder, i: Instruction) -> None:
         b.write(valid, f"{pair}[1]", "bool")
 
 
-@emits("vote.sync")
+@emits("vote.sync", types="pred b32", modifiers="any all uni ballot")
 def vote(b: BlockBuilder, i: Instruction) -> None:
     mode = i.parts[2]
     predicate = b.predicate(i.operands[1])
@@ -37,7 +37,7 @@ def vote(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], result, "uint32" if mode == "ballot" else "bool")
 
 
-@emits("redux.sync")
+@emits("redux.sync", types="b32 u32 s32 f32", modifiers="add min max and or xor abs NaN")
 def reduce(b: BlockBuilder, i: Instruction) -> None:
     kind = instruction_type(i.opcode)
     assert kind is not None
