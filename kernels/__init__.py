@@ -1,1 +1,1 @@
-"""CuTe DSL kernels, installed as ``cute_attn.kernels``. Imports nothing of cute_attn outside this package, and no torch."""
+"""CuTe DSL kernels, installed as ``cute_attn.kernels``; they import no torch and nothing else of cute_attn."""
