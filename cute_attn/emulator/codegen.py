@@ -1,4 +1,4 @@
-"""A basic block -> one Python function of numpy statements.
+"""A basic block of PTX -> operations on named values, which `assembly` turns into one Python function.
 
 Inside a block every write makes a new value (static single assignment), so a value is an immutable array and its
 identity is its version. A value knows the numpy dtype it was computed in; reading it in another dtype of the same
@@ -12,45 +12,16 @@ what happens next, for example ("jump", 3) or ("bar", 0, None, 17): see `registr
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from . import registry
+from .assembly import BlockCode, Operation
 from .errors import UnknownInstruction
 from .memory import PARAMETER_WINDOW
 from .module import Instruction, Kernel, split_operands
-from .types import PtxType, carrier_dtype, item_bits
-
-EXIT = 1 << 30
-"""Block number of a thread that has left the kernel: larger than any block."""
-
-
-@dataclass
-class Operation:
-    """One Python statement with the value names it reads and writes; `pure` ones vanish if nobody reads the result."""
-
-    code: str
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
-    family: str
-    pure: bool = True
-    payload: Any = None
-
-
-@dataclass
-class BlockCode:
-    """A compiled-to-be block: operations, what it reads and (surely) writes, and how it ends."""
-
-    operations: list[Operation] = field(default_factory=list)
-    live_in: set[int] = field(default_factory=set)
-    killed: set[int] = field(default_factory=set)
-    final: dict[int, tuple[str, str]] = field(default_factory=dict)
-    end: str = ""
-    end_reads: tuple[str, ...] = ()
-    successors: set[int] = field(default_factory=set)
-
+from .types import carrier_dtype, item_bits
 
 _VALUE = re.compile(r"\bv\d+\b")
 
@@ -92,7 +63,7 @@ class BlockBuilder:
             if entry is None:
                 raise UnknownInstruction(instruction.opcode)
             entry.emit(self, instruction)
-        except (UnknownInstruction, IndexError, KeyError):
+        except (UnknownInstruction, IndexError, KeyError):  # an operand too few, or one that is no register
             self.effect(f"unknown_instruction(G, {instruction.index})")
 
     def new_name(self) -> str:
@@ -194,9 +165,6 @@ class BlockBuilder:
             return self.constant(bits.view(dtype)[()], None if dtype == "bool" else dtype)
         return self._symbol(operand, dtype)
 
-    def read_as(self, operand: str, kind: PtxType) -> str:
-        return self.read(operand, kind.numpy)
-
     def predicate(self, operand: str) -> str:
         """A predicate operand, `!` included, as a named bool value."""
         if operand.startswith("!"):
@@ -297,50 +265,3 @@ class BlockBuilder:
         if index not in self.code.live_in:
             self.code.killed.add(index)
         self.code.final[index] = (name, dtype)
-
-
-def assemble(code: BlockCode, live_out: set[int], bits: list[int], *, profiled: bool = False) -> str:
-    """The Python source of a block: dead operations dropped, values deleted after their last use.
-
-    `live_out`: registers that somebody may read after the block; `bits`: width of every register.
-    """
-    operations = list(code.operations)
-    for rewrite in registry.BLOCK_PASSES:
-        kept = {name for index, (name, _) in code.final.items() if index in live_out}
-        operations = rewrite(operations, kept | set(code.end_reads))
-    for index, (name, dtype) in code.final.items():
-        if index in live_out:
-            view = "" if dtype == carrier_dtype(bits[index]) else f".view({carrier_dtype(bits[index])})"
-            operations.append(Operation(f"R[{index}] = {name}{view}", (name,), (), "registers", pure=False))
-    operations = _without_dead(operations, set(code.end_reads))
-    lines = _with_deletions(operations, set(code.end_reads), profiled)
-    return "def block(G, R):\n" + "".join(f"    {line}\n" for line in [*lines, f"return {code.end}"])
-
-
-def _without_dead(operations: list[Operation], needed: set[str]) -> list[Operation]:
-    needed, kept = set(needed), []
-    for operation in reversed(operations):
-        if not operation.pure or any(name in needed for name in operation.writes):
-            needed.update(operation.reads)
-            kept.append(operation)
-    return kept[::-1]
-
-
-def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool) -> list[str]:
-    last_use: dict[str, int] = {}
-    for i, operation in enumerate(operations):
-        for name in (*operation.reads, *operation.writes):
-            last_use[name] = i
-    dying: list[list[str]] = [[] for _ in operations]
-    for name, i in last_use.items():
-        if name not in keep:
-            dying[i].append(name)
-    lines = []
-    for operation, names in zip(operations, dying, strict=True):
-        if profiled:
-            lines += ["T0 = clock()", operation.code, f"G.wave.profile({operation.family!r}, clock() - T0)"]
-        else:
-            lines.append(operation.code)
-        if names:
-            lines.append(f"del {', '.join(names)}")
-    return lines

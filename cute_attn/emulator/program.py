@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from . import isa, registry
-from .codegen import EXIT, BlockBuilder, BlockCode, assemble
+from .assembly import EXIT, BlockCode, assemble
+from .codegen import BlockBuilder
 from .module import Instruction, Kernel
 
 _NUMPY = """
@@ -86,7 +87,7 @@ def _live_out(codes: list[BlockCode]) -> list[set[int]]:
 
 
 def compile_kernel(kernel: Kernel) -> Program:
-    """The kernel's program, made once."""
+    """The kernel's program, made once, from the instructions that the families of `isa` have registered."""
     assert isa.FAMILIES
     if kernel.program is None:
         kernel.program = Program(kernel)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import registry
-from .codegen import EXIT
+from .assembly import EXIT
 from .errors import Deadlock
 from .memory import Array
 from .program import Program

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from .codegen import EXIT
+from .assembly import EXIT
 from .errors import DivergentWarp, EmulatorError
 from .memory import Array, GlobalMemory, PrivateMemory, SharedMemory
 from .module import Kernel

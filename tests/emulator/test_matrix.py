@@ -42,6 +42,9 @@ def random_matrix(kind: str, shape: tuple[int, int], rng: np.random.Generator) -
     if kind in ("s8", "u8"):
         bits = rng.integers(0, 256, shape, np.uint8)
         return bits.view(np.int8 if kind == "s8" else np.uint8).astype(np.float64), bits
+    if kind == "tf32":
+        bits = rng.standard_normal(shape).astype(np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
+        return bits.view(np.float32).astype(np.float64), bits
     tensor = torch.from_numpy(rng.standard_normal(shape).astype(np.float32)).to({**HALF, **FP8}[kind])
     width = tensor.element_size()
     bits = tensor.view({1: torch.uint8, 2: torch.int16}[width]).numpy().view(f"uint{8 * width}")
@@ -81,7 +84,9 @@ def run_mma(opcode: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndar
     return result
 
 
-@pytest.mark.parametrize("kind,k", [("f16", 8), ("f16", 16), ("bf16", 8), ("bf16", 16), ("e4m3", 32), ("e5m2", 32)])
+@pytest.mark.parametrize(
+    "kind,k", [("f16", 8), ("f16", 16), ("bf16", 8), ("bf16", 16), ("e4m3", 32), ("e5m2", 32), ("tf32", 4), ("tf32", 8)]
+)
 def test_floating_mma(kind, k):
     rng = np.random.default_rng(k)
     a, a_bits = random_matrix(kind, (16, k), rng)

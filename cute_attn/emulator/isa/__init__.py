@@ -3,6 +3,7 @@
 from . import (
     async_copy,
     barrier,
+    bits,
     compare,
     control,
     convert,
@@ -21,6 +22,7 @@ from . import (
 FAMILIES = (
     async_copy,
     barrier,
+    bits,
     compare,
     control,
     convert,

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..codegen import EXIT, BlockBuilder
+from ..assembly import EXIT
+from ..codegen import BlockBuilder
 from ..errors import DivergentWarp, InvalidOperand
 from ..memory import Array
 from ..module import Instruction

@@ -6,7 +6,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from ..codegen import EXIT, BlockBuilder
+from ..assembly import EXIT
+from ..codegen import BlockBuilder
 from ..errors import InvalidOperand, UnknownInstruction
 from ..module import Instruction
 from ..registry import action, emits, helper

@@ -174,7 +174,7 @@ def test_property(b: BlockBuilder, i: Instruction) -> None:
 @emits("add", "sub", "mul", "fma", types="f32x2", modifiers="rn rz rm rp ftz")
 def packed(b: BlockBuilder, i: Instruction) -> None:
     """Two f32 in a 64-bit register, each as its scalar instruction would do it."""
-    values = [f"lanes_f32({'G'}, {b.read(o, 'uint64')})" for o in i.operands[1:]]
+    values = [f"lanes_f32(G, {b.read(o, 'uint64')})" for o in i.operands[1:]]
     rounding = _rounding(i) or "rn"
     b.write(
         i.operands[0], f"packed_f32({i.parts[0]!r}, {rounding!r}, {'ftz' in i.parts}, {', '.join(values)})", "uint64"

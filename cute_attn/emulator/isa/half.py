@@ -30,21 +30,13 @@ def _type(i: Instruction) -> PtxType:
     return kind
 
 
-def _call(b: BlockBuilder, i: Instruction, name: str) -> None:
-    kind = _type(i)
-    element = "bf16" if kind.name.startswith("bf16") else "f16"
-    values = ", ".join(_source(b, o, kind) for o in i.operands[1:])
-    flags = tuple(p for p in i.parts if p in ("ftz", "sat", "relu", "NaN"))
-    b.write(i.operands[0], f"half_operation(G, {name!r}, {element!r}, {flags}, {values})", kind.carrier)
-
-
-def _source(b: BlockBuilder, operand: str, kind: PtxType) -> str:
-    return b.read(operand, kind.carrier)
-
-
 @emits("add", "sub", "mul", "fma", "min", "max", "abs", "neg", "ex2", "tanh", types=_HALF, modifiers=_MODIFIERS)
 def arithmetic(b: BlockBuilder, i: Instruction) -> None:
-    _call(b, i, i.parts[0])
+    kind = _type(i)
+    element = "bf16" if kind.name.startswith("bf16") else "f16"
+    values = ", ".join(b.read(o, kind.carrier) for o in i.operands[1:])
+    flags = tuple(p for p in i.parts if p in ("ftz", "sat", "relu", "NaN"))
+    b.write(i.operands[0], f"half_operation(G, {i.parts[0]!r}, {element!r}, {flags}, {values})", kind.carrier)
 
 
 _BINARY = {

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from ..codegen import Operation
+from ..assembly import Operation
 from ..registry import HELPERS, block_pass
 from .ldmatrix import MatrixLoad
 from .matrix import MmaKind, MmaNode
