@@ -279,7 +279,7 @@ class AttentionSm80:
                 self.image.score_tokens,
             )
         y, maxima = scores.dequantise(accumulators, scales, mask)
-        softmax.update(y, maxima)
+        softmax.update(maxima)
         softmax.accumulate(softmax.probabilities(y), keys + self.image.v_offset)
 
     @cute.jit
@@ -302,8 +302,9 @@ class AttentionSm80:
                 bias = bias_rows[row]
                 poison = (scale_rows[row] - scale_rows[row]) + (bias - bias)
                 total, log2_total = softmax.row_totals(r)
-                if const_expr(lse_rows is not None) and lane % 4 == 0:
-                    lse_rows[row] = (log2_total + softmax_scale_log2 * bias) * _LN2
+                if const_expr(lse_rows is not None):  # noqa: SIM102 (decided while tracing, the inner one is not)
+                    if lane % 4 == 0:
+                        lse_rows[row] = (log2_total + softmax_scale_log2 * bias) * _LN2
                 inverse = Float32(0)
                 if total > 0.0:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)

@@ -91,8 +91,9 @@ class KvPipeline:
         rounds = chunks // self.threads
         for i in range_constexpr(rounds):
             self._copy_chunk(atom, source, target, i * self.threads * _CHUNK)
-        if const_expr(chunks % self.threads != 0) and self.thread < chunks % self.threads:
-            self._copy_chunk(atom, source, target, rounds * self.threads * _CHUNK)
+        if const_expr(chunks % self.threads != 0):  # noqa: SIM102 (decided while tracing, the inner one is not)
+            if self.thread < chunks % self.threads:
+                self._copy_chunk(atom, source, target, rounds * self.threads * _CHUNK)
 
     def _copy_chunk(self, atom: cute.CopyAtom, source: cute.Pointer, target: cute.Pointer, offset: int) -> None:
         chunk = cute.make_layout(_CHUNK)

@@ -37,17 +37,17 @@ def cp_async_zfill(destination: cute.Pointer, source: cute.Pointer, valid_bytes:
     )
 
 
-def any_greater(values: list[Float32], limit: Float32) -> Int32:
-    """1 if in any lane of the warp one of ``values`` is greater than ``limit``, else 0. Has side effects: a vote.
+def any_greater(values: list[Float32], limits: list[Float32]) -> Int32:
+    """1 if in any lane of the warp some values[i] > limits[i], else 0. Has side effects: a warp-wide vote.
 
-    One FSETP per value, each or-ing into one predicate: the DSL's `or` of Booleans goes through PLOP3 or registers.
+    One FSETP per pair, each or-ing into one predicate: the DSL's `or` of Booleans goes through PLOP3 or registers.
     """
     n = len(values)
     compare = f"setp.gt.f32 p, $1, ${1 + n}; "
-    compare += "".join(f"setp.gt.or.f32 p, ${1 + i}, ${1 + n}, p; " for i in range(1, n))
+    compare += "".join(f"setp.gt.or.f32 p, ${1 + i}, ${1 + n + i}, p; " for i in range(1, n))
     text = "{.reg .pred p; " + compare + "vote.sync.any.pred p, p, -1; selp.b32 $0, 1, 0, p;}"
-    constraints = ",".join(["=r", *["f"] * (n + 1), "~{memory}"])
-    return Int32(_asm(T.i32(), text, [*values, limit], constraints, side_effects=True))
+    constraints = ",".join(["=r", *["f"] * (2 * n), "~{memory}"])
+    return Int32(_asm(T.i32(), text, [*values, *limits], constraints, side_effects=True))
 
 
 def pack_bytes_f16(p: list[Float32]) -> Int32:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int8, Int32, Uint8
+from cutlass.cute.math import RoundingMode
 
 from .atoms import MmaInt8Op, ldmatrix_atom
 from .ptx import any_greater, pack_bytes_f16, shift_right
@@ -19,14 +20,15 @@ _LOG2_255 = 7.994353436858858
 # log2(255) - m of a row that has seen no key: larger than any score is negative, small enough that -inf stays -inf.
 _UNSEEN = float(2**100)
 
-# A row holds max m >= x_max, exactly: rounding must never let a probability exceed 255, because it would wrap.
-# Two float32 roundings of m, or of m / row_scale, are covered by this relative margin.
-_MARGIN = float(2**-20)
-
 _HEADROOM = 0.5
 
 # 2^31 / 127 less what 256 tiles of 64 probabilities of at most 255 can add, rounded down.
 _SUM_BOUND = 12_700_000
+
+# A probability above 255 would wrap to a small one, so every rounding of m, of the bias and of the limit goes to the
+# safe side, and this relative margin covers the approximate reciprocal in the limit.
+_MARGIN = float(2**-20)
+_UP, _DOWN, _NEAREST = RoundingMode.UP, RoundingMode.DOWN, RoundingMode.NEAREST_EVEN
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class IntegerSoftmax:
     output: cute.Tensor
     sums: cute.Tensor
     bias: cute.Tensor
+    limit: cute.Tensor
     row_scale: cute.Tensor
     ones: cute.Tensor
     image: cutlass.Constexpr[TileImage]
@@ -61,23 +64,23 @@ class IntegerSoftmax:
         rows = 2 * m_tiles
         output = cute.make_rmem_tensor(((2, 2), m_tiles, image.head_dim // 8), Int32)
         sums = cute.make_rmem_tensor(((2, 2),), Int32)
-        bias = cute.make_rmem_tensor((rows,), Float32)
+        bias, limit = cute.make_rmem_tensor((rows,), Float32), cute.make_rmem_tensor((rows,), Float32)
         ones = cute.make_rmem_tensor((m_tiles,), Int32)
         output.fill(0)
         sums.fill(0)
         for r in range(rows):
             bias[r] = Float32(_UNSEEN)
+            limit[r] = -Float32.inf
         odd_column = (lane >> 2) & 1
         for m in range(m_tiles):
             chosen = Int32(1) if m_tiles == 1 else odd_column if m == 1 else 1 - odd_column
             ones[m] = chosen * 0x01010101
-        return IntegerSoftmax(output, sums, bias, row_scale, ones, image, m_tiles)
+        return IntegerSoftmax(output, sums, bias, limit, row_scale, ones, image, m_tiles)
 
     @cute.jit
-    def update(self, scores: cute.Tensor, maxima: list[Float32]) -> None:
-        """Make room for ``scores`` if one of them passes its row's limit; ``maxima``: this lane's, per row."""
-        exponents = [self._exponent(maxima[r], r) for r in range(2 * self.m_tiles)]
-        if any_greater(exponents, Float32(_LOG2_255)) != 0:
+    def update(self, maxima: list[Float32]) -> None:
+        """Make room for a tile whose largest scores in this lane's rows are ``maxima``."""
+        if any_greater(maxima, [self.limit[r] for r in range(2 * self.m_tiles)]) != 0:
             self._rescale(maxima)
 
     def _rescale(self, maxima: list[Float32]) -> None:
@@ -88,9 +91,9 @@ class IntegerSoftmax:
         for r in range(2 * self.m_tiles):
             y = cute.arch.fmax(maxima[r], cute.arch.shuffle_sync_bfly(maxima[r], 1))
             y = cute.arch.fmax(y, cute.arch.shuffle_sync_bfly(y, 2))
-            x = y * self.row_scale[r]
-            m = cute.math.ceil(cute.math.fma(cute.math.abs(x), Float32(_MARGIN), x) + _HEADROOM)
-            bias = cute.arch.fmin(self.bias[r], Float32(_LOG2_255) - m)
+            x = cute.math.mul(y, self.row_scale[r], rounding=_UP)
+            m = cute.math.ceil(cute.math.add(x, Float32(_HEADROOM), rounding=_UP))
+            bias = cute.arch.fmin(self.bias[r], cute.math.add(Float32(_LOG2_255), -m, rounding=_DOWN))
             self._shift(r, cute.arch.fmin(self.bias[r] - bias, Float32(31)).to(Int32), bias)
 
     def bound_sums(self) -> None:
@@ -104,14 +107,22 @@ class IntegerSoftmax:
         return Int32(1) if row_sum >= _SUM_BOUND else Int32(0)
 
     def _shift(self, r: int, count: Int32, bias: Float32) -> None:
-        """Shift what row ``r`` accumulated right by ``count``, to match its new ``bias``."""
+        """Shift what row ``r`` accumulated right by ``count``, to match its new ``bias``.
+
+        The explicit roundings also keep multiplication and addition apart: where they are contracted to FFMA in this
+        rarely taken code, ptxas spills a dozen registers in the main loop.
+        """
         self.bias[r] = bias
-        m, hi = r // 2, r % 2
+        m = cute.math.add(Float32(_LOG2_255), -bias, rounding=_NEAREST)
+        margin = cute.math.mul(cute.math.abs(m), Float32(-_MARGIN), rounding=_NEAREST)
+        reciprocal = cute.math.rcp(self.row_scale[r], approx=True, ftz=True)
+        self.limit[r] = cute.math.add(m, margin, rounding=_NEAREST) * reciprocal
+        tile, hi = r // 2, r % 2
         for e in range(2):
-            if e == m or self.m_tiles == 1:
+            if e == tile or self.m_tiles == 1:
                 self.sums[(e, hi),] = shift_right(self.sums[(e, hi),], count)
             for n in range(self.image.head_dim // 8):
-                self.output[(e, hi), m, n] = shift_right(self.output[(e, hi), m, n], count)
+                self.output[(e, hi), tile, n] = shift_right(self.output[(e, hi), tile, n], count)
 
     def row_totals(self, r: int) -> tuple[Float32, Float32]:
         """Row sum of row ``r`` as float32, and log2 of Σ 2^x over its keys: -inf if it saw none."""
