@@ -262,6 +262,5 @@ class BlockBuilder:
 
     def _bind(self, index: int, name: str, dtype: str) -> None:
         self._values[index] = (name, dtype)
-        if index not in self.code.live_in:
-            self.code.killed.add(index)
+        self.code.killed.add(index)
         self.code.final[index] = (name, dtype)

@@ -87,6 +87,8 @@ def test_set_and_slct():
     a, b = np.float32([1, 2, np.nan, 4]), np.float32([2, 1, 1, 4])
     assert evaluate("set.lt.f32.f32 %d, %a, %b;", [a, b], np.float32).tolist() == [1, 0, 0, 0]
     assert evaluate("set.geu.u32.f32 %d, %a, %b;", [a, b], np.uint32).tolist() == [0, 2**32 - 1, 2**32 - 1, 2**32 - 1]
+    never = "setp.eq.u32 %p1, 1, 2; set.equ.and.u32.f32 %d, %a, %b, %p1;"
+    assert evaluate(never, [a, b], np.uint32).tolist() == [0, 0, 0, 0]
     c = np.int32([-1, 0, 5, -7])
     assert evaluate("slct.f32.s32 %d, %a, %b, %c;", [b, b + 10, c], np.float32).tolist() == [12, 1, 1, 14]
 

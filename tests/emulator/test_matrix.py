@@ -153,7 +153,7 @@ CHAIN = """
     MMA {%r20, %r21, %r22, %r23}, {%r3, %r4, %r1, %r2}, {%r5, %r6}, {%r20, %r21, %r22, %r23};
     EXTRA
     MMA {%r40, %r41, %r42, %r43}, {%r30, %r31, %r32, %r33}, {%r5, %r6}, {%r20, %r21, %r22, %r23};
-    mad.wide.u32 %rd7, %r50, 32, %rd2; st.global.v4.b32 [%rd7], {%r30, %r31, %r32, %r33};
+    st.global.v4.b32 [%rd7], {%r30, %r31, %r32, %r33};
     st.global.v4.b32 [%rd7+16], {%r40, %r41, %r42, %r43};
 """
 
@@ -162,16 +162,49 @@ def test_fused_chains_equal_single_instructions():
     """Chains along k, shared fragments, a result used as an operand, and an accumulator that is also read elsewhere."""
     rng = np.random.default_rng(0)
     a, b = (rng.integers(0, 256, (32, 16), np.uint8) for _ in range(2))
-    results = []
-    # A barrier between all instructions makes every mma a block of its own: nothing can be fused there.
-    for extra, separator in (("", ""), ("add.s32 %r50, %r50, 0; xor.b32 %r51, %r20, %r10;", ""), ("", "bar.sync 0;")):
-        out = np.zeros((32, 8), np.int32)
-        body = CHAIN.replace("EXTRA", extra).replace(
-            "MMA", f"{separator} mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
-        )
-        run(body, {"a": a, "b": b, "out": out})
-        results.append(out)
-    assert (results[0] == results[2]).all() and (results[1] == results[2]).all() and results[0].any()
+    read_twice = "xor.b32 %r50, %r20, %r10; mad.wide.u32 %rd8, %r51, 4, %rd3; st.global.b32 [%rd8], %r50;"
+    # A barrier before each mma makes it a block of its own: nothing can be fused there.
+    for extra in ("", read_twice):
+        results = []
+        for separator in ("", "bar.sync 0;"):
+            out, second = np.zeros((32, 8), np.int32), np.zeros(32, np.int32)
+            mma = f"{separator} mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32"
+            body = "mad.wide.u32 %rd7, %r50, 32, %rd2;" + CHAIN.replace("EXTRA", extra).replace("MMA", mma)
+            run(body, {"a": a, "b": b, "out": out, "second": second})
+            results.append((out, second))
+        (fused, fused_second), (single, single_second) = results
+        assert (fused == single).all() and fused.any()
+        assert (fused_second == single_second).all() and fused_second.any() == bool(extra)
+
+
+@pytest.mark.parametrize("b_step", [0, 512])
+def test_ldmatrix_into_mma_with_operands_shared_by_warps_or_not(b_step):
+    """Two warps multiply their own A with one B, or each with its own; both operands come by ldmatrix."""
+    rng = np.random.default_rng(0)
+    (a, a_bits), (b, b_bits) = (random_matrix("f16", (32, 16), rng) for _ in range(2))
+    source = np.concatenate([a_bits.reshape(-1), b_bits.reshape(-1)])
+    out = np.zeros((2, 16, 16), np.float32)
+    body = f"""
+        mov.u32 %r1, dynamic; mad.wide.u32 %rd5, %r50, 32, %rd0; mad.lo.u32 %r2, %r50, 32, %r1;
+        cp.async.cg.shared.global [%r2], [%rd5], 16; cp.async.cg.shared.global [%r2+16], [%rd5+16], 16;
+        cp.async.wait_all; bar.sync 0;
+        shr.u32 %r3, %r50, 5; and.b32 %r4, %r50, 15; shr.u32 %r5, %r50, 4; and.b32 %r5, %r5, 1;
+        mad.lo.u32 %r6, %r3, 512, %r1; mad.lo.u32 %r6, %r4, 32, %r6; mad.lo.u32 %r6, %r5, 16, %r6;
+        ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r10, %r11, %r12, %r13}}, [%r6];
+        mad.lo.u32 %r7, %r3, {b_step}, %r1; mad.lo.u32 %r7, %r4, 32, %r7; mad.lo.u32 %r7, %r5, 16, %r7;
+        ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r14, %r15, %r16, %r17}}, [%r7+1024];
+        mov.b32 %r9, 0;
+        MMA {{%r20, %r21, %r22, %r23}}, {{%r10, %r11, %r12, %r13}}, {{%r14, %r16}}, {{%r9, %r9, %r9, %r9}};
+        MMA {{%r24, %r25, %r26, %r27}}, {{%r10, %r11, %r12, %r13}}, {{%r15, %r17}}, {{%r9, %r9, %r9, %r9}};
+        and.b32 %r30, %r50, 31; shr.u32 %r31, %r30, 2; and.b32 %r32, %r30, 3;
+        mad.wide.u32 %rd6, %r3, 1024, %rd1; mad.wide.u32 %rd6, %r31, 64, %rd6; mad.wide.u32 %rd6, %r32, 8, %rd6;
+        st.global.v2.b32 [%rd6], {{%r20, %r21}}; st.global.v2.b32 [%rd6+512], {{%r22, %r23}};
+        st.global.v2.b32 [%rd6+32], {{%r24, %r25}}; st.global.v2.b32 [%rd6+544], {{%r26, %r27}};
+    """.replace("MMA", "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
+    run(body, {"source": source, "out": out}, block=(64, 1, 1), shared=2048)
+    for warp in range(2):
+        second = b[16 * warp : 16 * warp + 16] if b_step else b[:16]
+        assert np.allclose(out[warp], a[16 * warp : 16 * warp + 16] @ second.T, rtol=1e-5, atol=1e-5)
 
 
 def test_long_integer_chains_stay_exact():

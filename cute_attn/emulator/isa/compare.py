@@ -37,7 +37,8 @@ def _compare(name: str, x: str, y: str, floating: bool) -> str:
     if floating and name == "neu":
         return f"({x} != {y})"
     if name in _OPPOSITE:
-        return f"({x} == {y}) | ({x} != {x}) | ({y} != {y})" if name == "equ" else f"~({x} {_OPPOSITE[name]} {y})"
+        unordered = f" | ({x} != {x}) | ({y} != {y})"
+        return f"(({x} == {y}){unordered})" if name == "equ" else f"~({x} {_OPPOSITE[name]} {y})"
     if name not in _SYMBOLS:
         raise UnknownInstruction(name)
     return f"({x} {_SYMBOLS[name]} {y})"
