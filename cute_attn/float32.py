@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["exp2", "fma"]
+__all__ = ["exp2", "fma", "round_down", "round_up"]
 
 
 def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
@@ -27,3 +27,15 @@ def fma(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
 def exp2(x: torch.Tensor) -> torch.Tensor:
     """2^x of a float32 tensor, rounded once; ``ex2.approx.f32`` is within 2 ulp of it (PTX ISA, ex2)."""
     return torch.exp2(x.double()).float()
+
+
+def round_up(x: torch.Tensor) -> torch.Tensor:
+    """The smallest float32 that is not less than the float64 ``x``: the ``.rp`` of PTX where float64 is exact."""
+    nearest = x.float()
+    above = torch.nextafter(nearest, torch.full_like(nearest, torch.inf))
+    return torch.where(nearest.double() < x, above, nearest)
+
+
+def round_down(x: torch.Tensor) -> torch.Tensor:
+    """The largest float32 that is not greater than the float64 ``x``: ``.rm``."""
+    return -round_up(-x)

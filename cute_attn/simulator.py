@@ -17,10 +17,10 @@ from cute_attn.tile_images import unpack_tile_images
 
 __all__ = ["attention", "attention_int8", "attention_on_image"]
 
-_LOG2_255 = 7.994353436858858
+_LOG2_255 = float(torch.tensor(7.994353436858858))  # as float32
 _UNSEEN = 2.0**100
 _HEADROOM = 0.5
-_MARGIN = 2.0**-20  # the kernel's room for the roundings of m
+_MARGIN = 2.0**-20  # the kernel's room for the approximate reciprocal of a row's scale
 _SMALLEST_ROW_SCALE = 2.0**-100
 _CHUNK_TILES = 256
 _LARGEST_ROW_SUM = 12_700_000
@@ -51,16 +51,21 @@ class _Rows:
         shift = (m - self.m).clamp(max=_MAX_SHIFT).to(torch.int32)
         self.row_sum >>= shift
         self.output >>= shift[..., None]
-        self.bias = torch.where(m != self.m, _LOG2_255 - m, self.bias)
+        self.bias = torch.where(m != self.m, float32.round_down(_LOG2_255 - m.double()), self.bias)
         self.m = m
 
+    def limit(self) -> torch.Tensor:
+        """The largest score y of each row that the held max covers; -inf, at first, for rows that have seen no key."""
+        m = (_LOG2_255 - self.bias.double()).float()
+        limit = (m - m.abs() * _MARGIN) / self.scale
+        return torch.where(self.bias == _UNSEEN, -math.inf, limit)
+
     def make_room(self, y: torch.Tensor) -> None:
-        """If a probability would exceed 255, raise the max of every row of that warp."""
+        """If a probability could exceed 255, raise the max of every row of that warp."""
         top = y.amax(-1)
-        passed = float32.fma(top, self.scale, self.bias) > torch.tensor(_LOG2_255)
-        passed = passed.unflatten(-1, (-1, self.warp_rows)).any(-1)
-        x = top * self.scale
-        m = torch.ceil(float32.fma(x.abs(), torch.tensor(_MARGIN), x) + _HEADROOM)
+        passed = (top > self.limit()).unflatten(-1, (-1, self.warp_rows)).any(-1)
+        x = float32.round_up(top.double() * self.scale.double())
+        m = torch.ceil(float32.round_up(x.double() + _HEADROOM))
         m = torch.where(top == -math.inf, self.m, m)  # such a row sees no key of this tile and keeps its max
         self.raise_max(m, passed.repeat_interleave(self.warp_rows, -1))
 

@@ -23,11 +23,10 @@ __all__ = ["AttentionConfig", "AttentionSm80"]
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
-# KV tiles of heads that run at the same time should stay in L2; 4 MiB fits the smallest one of the family (GA106: 3 to
-# 6 MiB) together with Q and the output.
-_L2_BYTES = 4 << 20
-
 _LN2 = 0.6931471805599453
+
+# Keeps -inf · row_scale away from NaN, also in rows of zeros and in those that end as NaN.
+_SMALLEST_ROW_SCALE = float(2**-100)
 
 
 @dataclass(frozen=True)
@@ -40,6 +39,8 @@ class AttentionConfig:
     has_lse:   whether the log-sum-exp is written
     out_align: alignment in bytes of every row of the output, 16, 8, 4 or 2: the width of its stores
     warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory
+    l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
+               the family (3 to 6 MiB) together with Q and the output
     """
 
     head_dim: int
@@ -50,6 +51,7 @@ class AttentionConfig:
     warps: int = 4
     m_tiles: int = 2
     stages: int = 2
+    l2_bytes: int = 4 << 20
 
 
 class AttentionSm80:
@@ -128,7 +130,7 @@ class AttentionSm80:
         batch, heads, seq_q, _ = q.shape
         all_heads = batch * heads
         head_bytes = cutlass.max(image.shape[2], 1) * self.image.nbytes
-        together = cutlass.min(cutlass.max(_L2_BYTES // head_bytes, 1), all_heads)
+        together = cutlass.min(cutlass.max(self.config.l2_bytes // head_bytes, 1), all_heads)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
         self.kernel(q, q_scale, q_bias, image, v_scale, out, lse, seq_k, softmax_scale_log2).launch(
             grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
@@ -232,8 +234,9 @@ class AttentionSm80:
         for r in range_constexpr(2 * c.m_tiles):
             row_scale[r] = Float32(0)
             if row + 8 * r < bounds.seq_q:
-                row_scale[r] = scale_rows[row + 8 * r]
-            row_scale[r] = cute.arch.fmax(row_scale[r] * softmax_scale_log2, Float32(2.0**-100))
+                factor = scale_rows[row + 8 * r] * softmax_scale_log2
+                row_scale[r] = factor if factor < Float32.inf else Float32(0)
+            row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
         warp_row, byte = a_fragment_row(lane)
         query = shared + cute.assume(self.q_planes.cute()((thread // 32 * (16 * c.m_tiles) + warp_row, byte)), divby=16)
         scores = Int8Scores.create(
@@ -304,7 +307,7 @@ class AttentionSm80:
                 total, log2_total = softmax.row_totals(r)
                 if const_expr(lse_rows is not None):  # noqa: SIM102 (decided while tracing, the inner one is not)
                     if lane % 4 == 0:
-                        lse_rows[row] = (log2_total + softmax_scale_log2 * bias) * _LN2
+                        lse_rows[row] = (log2_total + softmax_scale_log2 * bias) * _LN2 + poison
                 inverse = Float32(0)
                 if total > 0.0:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)

@@ -1,0 +1,243 @@
+"""The INT8 attention kernel by itself, on random quantised operands, against its simulator.
+
+Random bytes and scales reach states that quantised activations rarely do: full-range products, scores of any size,
+every mixture of row scales in one warp. The simulator decides as the kernel does, so results agree to the last bits
+of the approximate 2^x: nearly every case below is equal bit for bit, and one flipped rounding of P moves a row by at
+most 1/255 of one key's share.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+
+import pytest
+import torch
+
+from cute_attn import emulator, jit, reference, simulator
+from cute_attn.arguments import resolve_arch
+from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
+from cute_attn.tile_images import pack_tile_images
+
+REL_L2 = {"float16": 2.5e-3, "bfloat16": 4.5e-3}
+
+
+@dataclass
+class Operands:
+    """Random arguments of the kernel, on the CPU: full-range INT8, positive scales, keys already in tile images."""
+
+    batch: int = 1
+    heads: int = 1
+    kv_heads: int = 1
+    seq_q: int = 128
+    seq_k: int = 128
+    head_dim: int = 64
+    seed: int = 0
+    k_scale: float = 1e-3
+    q: torch.Tensor = field(init=False)
+    q_scale: torch.Tensor = field(init=False)
+    q_bias: torch.Tensor = field(init=False)
+    image: torch.Tensor = field(init=False)
+    v_scale: torch.Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def integers(*shape: int) -> torch.Tensor:
+            return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+
+        def positive(*shape: int) -> torch.Tensor:
+            return torch.rand(shape, generator=generator) * 0.02 + 0.005
+
+        queries, keys = (self.batch, self.heads, self.seq_q), (self.batch, self.kv_heads, self.seq_k)
+        self.q, self.q_scale = integers(*queries, self.head_dim), positive(*queries)
+        self.q_bias = torch.randn(queries, generator=generator)
+        scale = ((positive(*keys) * self.k_scale * 50).view(torch.int32) + 3 & ~3).view(torch.float32)
+        self.image = pack_tile_images(integers(*keys, self.head_dim), scale, integers(*keys, self.head_dim))
+        self.v_scale = positive(self.batch, self.kv_heads, self.head_dim)
+
+    @property
+    def softmax_scale(self) -> float:
+        return self.head_dim**-0.5
+
+
+def run(operands: Operands, config: AttentionConfig, device: torch.device, out: torch.Tensor | None = None):
+    """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows."""
+    o = operands
+    shape = (o.batch, o.heads, o.seq_q, o.head_dim)
+    if out is None:
+        out = torch.full(shape, 7.0, dtype=getattr(torch, config.out_dtype), device=device)
+    lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
+    inputs = [x.to(device) for x in (o.q, o.q_scale, o.q_bias, o.image, o.v_scale)]
+    kernel = jit.load(AttentionSm80, config, resolve_arch(None, inputs[0]).name, jit.backend())
+    kernel(*inputs, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
+    return out.cpu(), None if lse is None else lse.cpu()
+
+
+def simulate(operands: Operands, config: AttentionConfig):
+    o = operands
+    return simulator.attention_on_image(
+        (o.q, o.q_scale, o.q_bias),
+        o.image,
+        o.v_scale,
+        o.seq_k,
+        causal=config.causal,
+        softmax_scale=o.softmax_scale,
+        out_dtype=getattr(torch, config.out_dtype),
+        warp_rows=16 * config.m_tiles,
+        cta_rows=16 * config.m_tiles * config.warps,
+    )
+
+
+def check(operands: Operands, config: AttentionConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs the kernel, holds it to the simulator, returns what it gave."""
+    out, lse = run(operands, config, device)
+    expected, expected_lse = simulate(operands, config)
+    assert torch.equal(out.isnan(), expected.isnan())
+    assert reference.errors(out.nan_to_num(), expected.nan_to_num()).rel_l2 <= REL_L2[config.out_dtype]
+    torch.testing.assert_close(lse, expected_lse, rtol=1e-5, atol=1e-4, equal_nan=True)
+    return out, lse
+
+
+LSE = AttentionConfig(head_dim=64, has_lse=True)
+
+
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("seq_q", [1, 63, 130])
+@pytest.mark.parametrize("seq_k", [1, 2, 64, 65, 127, 200])
+def test_lengths(device, head_dim, causal, seq_q, seq_k):
+    operands = Operands(heads=3, kv_heads=1, seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, seed=seq_q * seq_k)
+    check(operands, replace(LSE, head_dim=head_dim, causal=causal), device)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 3), (5, 1), (3, 3)])
+def test_head_counts(device, heads, kv_heads):
+    check(Operands(batch=2, heads=heads, kv_heads=kv_heads, seq_q=70, seq_k=150), LSE, device)
+
+
+@pytest.mark.parametrize("k_scale", [1e-6, 1e-2, 1.0, 1e4])
+def test_scores_of_any_size(device, k_scale):
+    """From a flat softmax to one in which a single key counts: scores up to ten billion."""
+    check(Operands(seq_q=40, seq_k=300, k_scale=k_scale), LSE, device)
+
+
+@pytest.mark.parametrize("out_dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("align", [2, 4, 8, 16])
+def test_strided_output(device, out_dtype, align):
+    """Rows at every alignment that a config can promise; the elements between them are left alone."""
+    o = Operands(batch=2, heads=2, kv_heads=1, seq_q=70, seq_k=90, head_dim=32)
+    config = AttentionConfig(head_dim=32, out_dtype=out_dtype, out_align=align)
+    gap = align // 2
+    frame = torch.full((2, 70, 2, 32 + gap), 7.0, dtype=getattr(torch, out_dtype), device=device)
+    out, _ = run(o, config, device, frame[..., :32].transpose(1, 2))
+    expected, _ = simulate(o, config)
+    assert reference.errors(out, expected).rel_l2 <= REL_L2[out_dtype]
+    assert (frame[..., 32:] == 7.0).all()
+
+
+@pytest.mark.parametrize(
+    "tile",
+    [{"warps": 1}, {"warps": 2, "stages": 3}, {"warps": 8, "stages": 4}, {"m_tiles": 1}, {"m_tiles": 1, "stages": 3}],
+)
+def test_tile_configs(device, tile):
+    check(Operands(seq_q=150, seq_k=400, head_dim=32), replace(LSE, head_dim=32, causal=True, **tile), device)
+
+
+def test_lse_can_be_left_out(device):
+    operands = Operands(seq_q=40, seq_k=100)
+    assert torch.equal(run(operands, AttentionConfig(head_dim=64), device)[0], run(operands, LSE, device)[0])
+
+
+def test_zero_keys(device):
+    operands = Operands(seq_q=40, seq_k=1)
+    operands.seq_k, operands.image = 0, operands.image[:, :, :0]
+    out, lse = run(operands, LSE, device)
+    assert (out == 0).all()
+    assert (lse == -math.inf).all()
+
+
+def test_causal_rows_without_keys(device):
+    out, lse = check(Operands(seq_q=200, seq_k=70), replace(LSE, causal=True), device)
+    assert (out[:, :, :130] == 0).all()
+    assert (lse[:, :, :130] == -math.inf).all()
+    assert lse[:, :, 130:].isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["q_scale", "q_bias"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_row_that_is_not_finite_stays_alone(device, name, value):
+    operands = Operands(seq_q=100, seq_k=200)
+    getattr(operands, name)[0, 0, 33] = value
+    out, lse = check(operands, LSE, device)
+    bad = torch.arange(100) == 33
+    assert torch.equal(out.isnan().any(-1)[0, 0], bad)
+    assert out[0, 0, 33].isnan().all()
+    assert torch.equal(lse.isnan()[0, 0], bad)
+
+
+def test_rows_of_zero_scale_are_the_mean_of_v(device):
+    operands = Operands(seq_q=40, seq_k=100)
+    operands.q_scale[0, 0, 5] = 0.0
+    operands.q_bias[0, 0, 5] = 0.0
+    out, lse = check(operands, LSE, device)
+    values = simulator.unpack_tile_images(operands.image, 64, 100)[2][0, 0].float() * operands.v_scale[0, 0]
+    torch.testing.assert_close(out[0, 0, 5].float(), values.mean(0), rtol=1e-2, atol=1e-3)
+    # Every P is 127.5 rounded to 128: log(128/127.5) too much.
+    torch.testing.assert_close(lse[0, 0, 5], torch.tensor(math.log(100 * 128 / 127.5)), rtol=1e-6, atol=1e-6)
+
+
+def test_more_heads_than_fit_in_one_group(device):
+    """Heads are started in groups whose tiles fit in L2; a last group that is not full must not run past the end."""
+    operands = Operands(heads=5, kv_heads=5, seq_q=70, seq_k=130, head_dim=32)
+    tiles_of_two_heads = 2 * operands.image[0, 0].numel()
+    config = replace(LSE, head_dim=32, causal=True, warps=1, l2_bytes=tiles_of_two_heads)
+    check(operands, config, device)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_order_of_warps_does_not_matter(monkeypatch, seed):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    operands, config = Operands(seq_q=130, seq_k=300), replace(LSE, causal=True)
+    plain = run(operands, config, torch.device("cpu"))
+    with emulator.settings(seed=seed):
+        shuffled = run(operands, config, torch.device("cpu"))
+    assert torch.equal(plain[0], shuffled[0])
+    assert torch.equal(plain[1], shuffled[1])
+
+
+@pytest.mark.slow
+def test_row_sums_are_halved_before_the_output_overflows(device):
+    """147456 keys of equal weight and V = 127: without the forced shift the output passes 2^31 by 11 %."""
+    seq_k = 64 * 2304
+    operands = Operands(seq_q=20, seq_k=64, head_dim=32)
+    operands.q.zero_()
+    keys = torch.ones(1, 1, 64, 32, dtype=torch.int8)
+    tile = pack_tile_images(keys, torch.full((1, 1, 64), 2.0**-8), 127 * keys)
+    operands.image, operands.seq_k = tile.expand(1, 1, seq_k // 64, -1).contiguous(), seq_k
+    out, lse = check(operands, AttentionConfig(head_dim=32, has_lse=True, warps=1), device)
+    torch.testing.assert_close(out.float(), (127 * operands.v_scale[:, :, None]).expand_as(out), rtol=1e-3, atol=0)
+    expected = operands.q_bias * operands.softmax_scale + math.log(seq_k)
+    torch.testing.assert_close(lse, expected, rtol=0, atol=5e-3)  # P: 127.5 rounded to 128
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"head_dim": 96}, "head_dim=96 is not one of 32, 64, 128"),
+        ({"out_dtype": "float32"}, "out_dtype='float32' is not one of float16, bfloat16"),
+        ({"out_align": 1}, "out_align=1 is not one of 16, 8, 4, 2"),
+        ({"warps": 3}, "warps=3 is not one of 1, 2, 4, 8"),
+        ({"m_tiles": 3}, "m_tiles=3 is not one of 1, 2"),
+        ({"stages": 1}, "stages=1 is not one of 2, 3, 4"),
+    ],
+)
+def test_refused_configs(change, reason):
+    config = replace(LSE, **change)
+    assert AttentionSm80.can_implement(config) == reason
+    with pytest.raises(ValueError, match=reason):
+        AttentionSm80(config)
+
+
+def test_accepted_config():
+    assert AttentionSm80.can_implement(LSE) is None
