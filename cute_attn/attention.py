@@ -88,7 +88,7 @@ def attention(
             (queries.data, queries.scale, queries.bias),
             (keys.image, keys.v_scale),
             problem,
-            config or dispatch.default_config(problem),
+            config or dispatch.default_config(problem, target),
             target.name,
             scale * _LOG2_E,
             view,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cute_attn import jit, tensors
+from cute_attn.arch import Arch
 from cute_attn.dispatch import attention_config, default_config
 from cute_attn.problem import Problem
 from cute_attn.recipe import Recipe
@@ -38,12 +39,12 @@ def quantizer_kernels(head_dim: int, dtype: str, align: int, v_scale: str) -> di
     }
 
 
-def kernels_of(problem: Problem, recipe: Recipe) -> dict[str, tuple[type, Any]]:
+def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[type, Any]]:
     """Kernel class and configuration of everything that one `attention` call launches, for 16-byte aligned tensors."""
     from cute_attn.kernels.attention_sm80 import AttentionSm80
 
     config = attention_config(
-        problem.head_dim, problem.dtype, problem.causal, default_config(problem), has_lse=False, out_align=16
+        problem.head_dim, problem.dtype, problem.causal, default_config(problem, arch), has_lse=False, out_align=16
     )
     quantizers = quantizer_kernels(problem.head_dim, problem.dtype, 16, recipe.v_scale)
     return {**quantizers, "attention": (AttentionSm80, config)}

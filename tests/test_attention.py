@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import cute_attn
-from cute_attn import Problem, TileConfig, dispatch, reference, simulator
+from cute_attn import Problem, TileConfig, arguments, dispatch, jit, reference, simulator
 
 TOLERANCE = {torch.float16: 2.5e-3, torch.bfloat16: 4.5e-3}
 
@@ -21,11 +21,12 @@ def random_qkv(q_shape, k_shape, dtype=torch.float16, seed=0):
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in (q_shape, k_shape, k_shape))
 
 
-def simulate(q, k, v, *, causal=False, softmax_scale=None, v_scale="channel", config=None):
+def simulate(q, k, v, *, causal=False, softmax_scale=None, v_scale="channel", config=None, arch=None):
     """The simulator with the warps and CTAs that `attention` would use."""
     sizes = dict(zip(("batch", "heads", "seq_q", "head_dim"), q.shape, strict=True))
     problem = Problem(**sizes, kv_heads=k.shape[1], seq_k=k.shape[2], dtype=str(q.dtype)[6:], causal=causal)
-    tile = config or dispatch.default_config(problem)
+    place = torch.empty(0, device="cuda" if jit.backend() == "cuda" else "cpu")
+    tile = config or dispatch.default_config(problem, arguments.resolve_arch(arch, place))
     return simulator.attention(
         q,
         k,
@@ -68,7 +69,7 @@ def test_archs_on_the_emulator(arch, monkeypatch):
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
     q, k, v = random_qkv((1, 4, 70, 64), (1, 2, 100, 64))
     out, lse = cute_attn.attention(q, k, v, causal=True, return_lse=True, arch=arch)
-    assert_close(out, lse, q, k, v, causal=True)
+    assert_close(out, lse, q, k, v, causal=True, arch=arch)
 
 
 @pytest.mark.parametrize("layout", ["bhsd", "bshd"])
@@ -111,8 +112,8 @@ def test_quantised_inputs_are_the_same_call(device):
     q, k, v = (x.to(device) for x in random_qkv((1, 4, 70, 64), (1, 2, 130, 64)))
     plain = cute_attn.attention(q, k, v, causal=True, return_lse=True)
     quantised = cute_attn.quantize(q, k, v)
-    for arguments in (quantised, (q, quantised.kv)):
-        again = cute_attn.attention(*arguments, causal=True, return_lse=True)
+    for inputs in (quantised, (q, quantised.kv)):
+        again = cute_attn.attention(*inputs, causal=True, return_lse=True)
         assert torch.equal(plain[0], again[0])
         assert torch.equal(plain[1], again[1])
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cute_attn import Problem, attention, dispatch, jit, reference
+from cute_attn.arch import Arch
 from cute_attn.arguments import resolve_arch
 from cute_attn.problem import DTYPES, LAYOUTS
 from cute_attn.recipe import as_recipe
@@ -82,13 +83,13 @@ def largest_difference(a: torch.Tensor, b: torch.Tensor) -> float:
     return float(torch.where(a == b, 0.0, (a - b).abs()).max()) if a.numel() else 0.0
 
 
-def compare(problem: Problem, arguments: argparse.Namespace) -> dict[str, Any]:
+def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict[str, Any]:
     """The figures that ``check --json`` prints."""
     from cute_attn import simulator
     from cute_attn.emulator.errors import EmulatorError
 
     inputs = random_inputs(problem, arguments.inputs, arguments.seed)
-    tile = dispatch.default_config(problem)
+    tile = dispatch.default_config(problem, arch)
     simulated, simulated_lse = simulator.attention(
         *inputs,
         causal=problem.causal,
@@ -104,7 +105,7 @@ def compare(problem: Problem, arguments: argparse.Namespace) -> dict[str, Any]:
         "findings": [],
     }
     try:
-        out, lse = run_kernel(inputs, arguments.recipe, problem.causal, arguments.layout, arguments.arch)
+        out, lse = run_kernel(inputs, arguments.recipe, problem.causal, arguments.layout, arch.name)
     except EmulatorError as error:
         figures["findings"].append(str(error))
         return figures
@@ -125,19 +126,18 @@ def run(arguments: argparse.Namespace) -> int:
         causal=arguments.causal,
     )
     device = "cuda" if jit.backend() == "cuda" else "cpu"
-    arch = resolve_arch(arguments.arch, torch.empty(0, device=device)).name
-    if not (answer := dispatch.supports(arguments.recipe, arch, problem)):
+    arch = resolve_arch(arguments.arch, torch.empty(0, device=device))
+    if not (answer := dispatch.supports(arguments.recipe, arch.name, problem)):
         raise NotImplementedError(answer.reason)
-    figures = compare(problem, arguments)
+    figures = compare(problem, arch, arguments)
     distance = figures["kernel_vs_simulator"]
     right = not figures["findings"] and distance["rel_l2"] <= TOLERANCE[problem.dtype]
     if arguments.json:
         print(json.dumps(figures))
         return 0 if right else 1
     print(f"{problem}")
-    print(
-        f"recipe {arguments.recipe}, {arch}, {jit.backend()} backend, {arguments.inputs} inputs, seed {arguments.seed}"
-    )
+    print(f"recipe {arguments.recipe}, {arch.name}, {jit.backend()} backend")
+    print(f"{arguments.inputs} inputs, seed {arguments.seed}")
     for pair in ("kernel_vs_simulator", "simulator_vs_float64"):
         if figures[pair] is not None:
             print(f"{pair:22s}" + "".join(f"  {name} {value:.3g}" for name, value in figures[pair].items()))

@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not (answer := dispatch.supports(recipe, arguments.arch, problem)):
         raise NotImplementedError(answer.reason)
     reports: dict[str, KernelReport] = {}
-    for name, (kernel_class, config) in kernel_calls.kernels_of(problem, recipe).items():
+    for name, (kernel_class, config) in kernel_calls.kernels_of(problem, recipe, ARCHS[arguments.arch]).items():
         program = jit.build(kernel_class, config, arguments.arch)
         reports[name] = report(program, arguments.head_dim)[0]
         if arguments.keep:

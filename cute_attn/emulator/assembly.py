@@ -29,7 +29,7 @@ class Operation:
 
 @dataclass
 class BlockCode:
-    """A compiled-to-be block: operations, what it reads first and what it writes (a guarded write reads first), how it ends."""
+    """A block to be compiled: operations, what it reads first and writes (a guarded write reads first), how it ends."""
 
     operations: list[Operation] = field(default_factory=list)
     live_in: set[int] = field(default_factory=set)
