@@ -8,15 +8,15 @@ from collections.abc import Callable
 
 import pytest
 import torch
+
+from cute_attn import emulator, jit, kernel_calls, quantizer_simulator
+from cute_attn.arguments import resolve_arch
+from cute_attn.cubin import kernel_resources
 from cute_attn.kernels.quantize_key_value import KeyValueTiles
 from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
 from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
-
-from cute_attn import emulator, jit, kernel_calls, quantizer_simulator
-from cute_attn.arguments import resolve_arch
-from cute_attn.cubin import kernel_resources
 from cute_attn.recipe import Recipe, recipes
 from cute_attn.tensors import alignment
 from cute_attn.tile_images import pack_tile_images, unpack_tile_images

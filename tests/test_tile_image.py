@@ -4,6 +4,7 @@ import itertools
 
 import cutlass.cute as cute
 import pytest
+
 from cute_attn.kernels.tile_image import TILE_TOKENS, StaticLayout, TileImage
 
 HEAD_DIMS = [32, 64, 96, 128, 256]
