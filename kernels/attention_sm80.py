@@ -272,15 +272,8 @@ class AttentionSm80:
         accumulators = scores.multiply(keys)
         mask = None
         if const_expr(masked):
-            c = self.config
-            mask = ScoreMask.create(
-                bounds,
-                bounds.row_begin + self.lane_row(),
-                2 * c.m_tiles,
-                lane % 4,
-                tile * TILE_TOKENS,
-                self.image.score_tokens,
-            )
+            row = bounds.row_begin + self.lane_row()
+            mask = ScoreMask.create(bounds, row, lane % 4, tile * TILE_TOKENS, self.image.score_tokens)
         y, maxima = scores.dequantise(accumulators, scales, mask)
         softmax.update(maxima)
         softmax.accumulate(softmax.probabilities(y), keys + self.image.v_offset)

@@ -18,25 +18,29 @@ __all__ = ["ScoreMask"]
 class ScoreMask:
     """Hides scores in one lane's accumulator fragment ((2,2), m tiles, n8 tiles) of one KV tile.
 
-    limits: for row r = 2·m + hi of the fragment, the first token, relative to the lane's own first token in the tile,
-            that the row does not see
-    tokens: (column, n8 tile) of the accumulator -> token of the tile; a lane's columns are 2·(lane%4) + e
+    Row r = 2·m + hi of the fragment is query row + 8·r, and sees 8·r·limit_step keys more than row 0: one register
+    serves all rows, and every score costs one comparison with a constant and one selection.
+
+    limit:      first token, counted from the lane's own first token of the tile, that row 0 does not see
+    limit_step: as in SequenceBounds
+    tokens:     (column, n8 tile) of the accumulator -> token of the tile; a lane's columns are 2·(lane%4) + e
     """
 
-    limits: list[Int32]
+    limit: Int32
+    limit_step: cutlass.Constexpr[int]
     tokens: cutlass.Constexpr[StaticLayout]
 
     @staticmethod
     def create(
-        bounds: SequenceBounds, row: Int32, rows: int, quad_lane: Int32, tile_begin: Int32, tokens: StaticLayout
+        bounds: SequenceBounds, row: Int32, quad_lane: Int32, tile_begin: Int32, tokens: StaticLayout
     ) -> ScoreMask:
-        """row: query of the fragment's row 0; rows: rows per lane; tile_begin: position of the tile's first key."""
+        """row: query of the fragment's row 0; quad_lane: lane % 4; tile_begin: position of the tile's first key."""
         first_token = tile_begin + quad_lane * tokens(2, 0)
-        return ScoreMask([bounds.key_limit(row + 8 * r) - first_token for r in range(rows)], tokens)
+        return ScoreMask(bounds.key_limit(row) - first_token, bounds.limit_step, tokens)
 
     @cute.jit
     def apply(
         self, score: Float32, r: cutlass.Constexpr[int], e: cutlass.Constexpr[int], n: cutlass.Constexpr[int]
     ) -> Float32:
         """``score``, or -inf if row ``r`` does not see the key of column e in n8 tile ``n``."""
-        return score if self.tokens(e, n) < self.limits[r] else -Float32.inf
+        return score if self.limit > self.tokens(e, n) - 8 * r * self.limit_step else -Float32.inf

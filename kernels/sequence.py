@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import cutlass
-import cutlass.cute as cute
-from cutlass import Int32, const_expr
+from cutlass import Int32
 
 __all__ = ["SequenceBounds"]
 
@@ -27,12 +26,14 @@ class SequenceBounds:
     tile_tokens: cutlass.Constexpr[int]
     causal: cutlass.Constexpr[bool]
 
-    @cute.jit
+    @property
+    def limit_step(self) -> int:
+        """How much further a query sees than the one before it."""
+        return 1 if self.causal else 0
+
     def key_limit(self, row: Int32) -> Int32:
-        """Keys [0, limit) are visible to query ``row``; may be negative: none."""
-        if const_expr(not self.causal):
-            return self.seq_k
-        return cutlass.min(row + 1 + (self.seq_k - self.seq_q), self.seq_k)
+        """Keys [0, limit) are visible to query ``row`` < seq_q; may be negative: none."""
+        return row + 1 + (self.seq_k - self.seq_q) if self.causal else self.seq_k
 
     def tiles(self) -> Int32:
         """KV tiles of which some row of the CTA sees some key."""
