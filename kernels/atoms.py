@@ -12,9 +12,9 @@ from cutlass.cute.atom import Trait, make_atom
 from cutlass.cute.core import _pack_shape
 from cutlass.cute.nvgpu import LoadCacheMode, cpasync, warp
 from cutlass.cute.nvgpu.warp.mma import WarpMmaOp
-from cutlass.cutlass_dsl import T
+from cutlass.cutlass_dsl import BaseDSL, T
 
-__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom"]
+__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom", "mma_in_place"]
 
 
 class MmaInt8Trait(Trait):
@@ -61,3 +61,22 @@ def ldmatrix_atom() -> cute.CopyAtom:
 def cp_async_atom() -> cute.CopyAtom:
     """cp.async.cg of 16 bytes: through L2 only, because a KV tile is read once by a CTA."""
     return cute.make_copy_atom(cpasync.CopyG2SOp(cache_mode=LoadCacheMode.GLOBAL), Uint8, num_bits_per_copy=128)
+
+
+def mma_in_place(atom: cute.MmaAtom, accumulator: cute.Tensor, a: cute.Tensor, b: cute.Tensor) -> None:
+    """accumulator += a·b of one atom, for accumulators that live across a main loop.
+
+    The atom reads and writes its accumulator as one vector. For sm_100 and later, which have instructions on pairs of
+    float32, LLVM then carries the accumulators as 64-bit pairs through the loop, at the price of 128 MOV per KV tile
+    and of spills. Copying element by element to a temporary and back costs no instruction and keeps it from that.
+    Elsewhere the vectors do no harm, and ptxas finds an allocation without spills for every loop only with them.
+    """
+    if BaseDSL._get_dsl().get_arch_enum().major < 10:
+        cute.mma_atom_call(atom, accumulator, a, b, accumulator)
+        return
+    fragment = cute.make_rmem_tensor(accumulator.shape, accumulator.element_type)
+    for i in range(cute.size(accumulator)):
+        fragment[i] = accumulator[i]
+    cute.mma_atom_call(atom, fragment, a, b, fragment)
+    for i in range(cute.size(accumulator)):
+        accumulator[i] = fragment[i]

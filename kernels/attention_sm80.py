@@ -12,16 +12,18 @@ from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, mak
 
 from .kv_pipeline import KvPipeline
 from .mask import ScoreMask
-from .operand_planes import a_fragment_row, b_fragment_row, operand_planes
+from .operand_planes import lane_index, operand_planes
 from .ptx import cp_async_zfill
-from .scores_int8 import Int8Scores
+from .recipes import RECIPES
 from .sequence import SequenceBounds
-from .softmax_int8 import IntegerSoftmax
-from .tile_image import TILE_TOKENS, TileImage
+from .tile_image import TILE_TOKENS
 
 __all__ = ["AttentionConfig", "AttentionSm80"]
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
+
+# The recipes' integers are bounded between chunks of this many tiles.
+_CHUNK_TILES = 256
 
 _LN2 = 0.6931471805599453
 
@@ -41,6 +43,7 @@ class AttentionConfig:
     warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
+    recipe:    a key of recipes.RECIPES
     """
 
     head_dim: int
@@ -52,6 +55,7 @@ class AttentionConfig:
     m_tiles: int = 2
     stages: int = 2
     l2_bytes: int = 4 << 20
+    recipe: str = "int8"
 
 
 class AttentionSm80:
@@ -61,7 +65,8 @@ class AttentionSm80:
         if reason := self.can_implement(config):
             raise ValueError(reason)
         self.config = config
-        self.image = TileImage(config.head_dim)
+        self.recipe = RECIPES[config.recipe]
+        self.image = self.recipe.image(config.head_dim)
         self.threads = 32 * config.warps
         self.rows = 16 * config.m_tiles * config.warps
         self.q_planes = operand_planes(self.rows, config.head_dim)
@@ -72,6 +77,7 @@ class AttentionSm80:
     def can_implement(config: AttentionConfig) -> str | None:
         """None, or why there is no kernel of this configuration."""
         allowed = {
+            "recipe": tuple(RECIPES),
             "head_dim": (32, 64, 128),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
@@ -130,7 +136,7 @@ class AttentionSm80:
         batch, heads, seq_q, _ = q.shape
         all_heads = batch * heads
         head_bytes = cutlass.max(image.shape[2], 1) * self.image.nbytes
-        together = cutlass.min(cutlass.max(self.config.l2_bytes // head_bytes, 1), all_heads)
+        together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
         self.kernel(q, q_scale, q_bias, image, v_scale, out, lse, seq_k, softmax_scale_log2).launch(
             grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
@@ -154,38 +160,26 @@ class AttentionSm80:
         if head < batch * heads:
             kv_head = head // (heads // image.shape[1])
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
-            first_row = Int64(head) * seq_q
-            rows = cute.make_layout(seq_q)
-            scale_rows = cute.make_tensor(q_scale.iterator + first_row, rows)
-            bias_rows = cute.make_tensor(q_bias.iterator + first_row, rows)
-            lse_rows = cute.make_tensor(lse.iterator + first_row, rows) if const_expr(lse is not None) else None
-
-            shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
-            self.load_queries(q.iterator + first_row * head_dim, shared, bounds)
             tiles = bounds.tiles()
+            shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
             last_tile = Int64(kv_head) * image.shape[2] + (tiles - 1)
-            thread = cute.arch.thread_idx()[0]
             pipeline = KvPipeline.create(
                 image.iterator + last_tile * self.image.nbytes,
                 shared + self.q_bytes,
-                thread,
+                cute.arch.thread_idx()[0],
                 self.image.nbytes,
                 self.config.stages,
                 self.threads,
             )
+            scales = self.head_rows(q_scale, head)
+            self.load_queries(q.iterator + Int64(head) * seq_q * head_dim, shared, bounds)
             pipeline.start(tiles)
-            softmax = self.walk(pipeline, bounds, scale_rows, softmax_scale_log2, shared)
-            v_scales = cute.make_tensor(v_scale.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
-            self.epilogue(
-                softmax,
-                bounds,
-                out[head // heads, head % heads, None, None],
-                v_scales,
-                scale_rows,
-                bias_rows,
-                lse_rows,
-                softmax_scale_log2,
-            )
+            softmax = self.attend(pipeline, bounds, shared, self.row_scales(scales, bounds, softmax_scale_log2))
+            poison = (scales, self.head_rows(q_bias, head), softmax_scale_log2)
+            channels = cute.make_tensor(v_scale.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
+            self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
+            if const_expr(lse is not None):
+                self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
 
     def assignment(self) -> tuple[Int32, Int32]:
         """(batch·heads + head, first query row) of this CTA.
@@ -196,6 +190,32 @@ class AttentionSm80:
         group, blocks, _ = cute.arch.grid_dim()
         block = blocks - 1 - y if self.config.causal else y
         return z * group + x, block * self.rows
+
+    def head_rows(self, x: cute.Tensor, head: Int32) -> cute.Tensor:
+        """[Sq] of one head of a compact [B, Hq, Sq] tensor."""
+        seq_q = x.shape[2]
+        return cute.make_tensor(x.iterator + Int64(head) * seq_q, cute.make_layout(seq_q))
+
+    def warp_row(self) -> Int32:
+        """First of the warp's rows, relative to the CTA's first row."""
+        return cute.arch.thread_idx()[0] // 32 * (16 * self.config.m_tiles)
+
+    def lane_row(self, bounds: SequenceBounds) -> Int32:
+        """Query of this lane's accumulator row 0; row r is 8·r further."""
+        return bounds.row_begin + self.warp_row() + lane_index() // 4
+
+    @cute.jit
+    def row_scales(self, scales: cute.Tensor, bounds: SequenceBounds, softmax_scale_log2: Float32) -> cute.Tensor:
+        """float32 (2·m_tiles,): factor from y to base-2 scores for each of this lane's rows, positive and finite."""
+        row = self.lane_row(bounds)
+        row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
+        for r in range_constexpr(2 * self.config.m_tiles):
+            row_scale[r] = Float32(0)
+            if row + 8 * r < bounds.seq_q:
+                factor = scales[row + 8 * r] * softmax_scale_log2
+                row_scale[r] = factor if factor < Float32.inf else Float32(0)
+            row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
+        return row_scale
 
     @cute.jit
     def load_queries(self, q: cute.Pointer, shared: cute.Pointer, bounds: SequenceBounds):
@@ -211,107 +231,86 @@ class AttentionSm80:
             source = q + (Int64(bounds.row_begin + r) * row_bytes + byte)
             cp_async_zfill(shared + planes((r, byte)), source, valid)
 
-    def lane_row(self) -> Int32:
-        """First of this lane's accumulator rows, relative to the CTA's first row."""
-        thread = cute.arch.thread_idx()[0]
-        return thread // 32 * (16 * self.config.m_tiles) + thread % 32 // 4
-
     @cute.jit
-    def walk(
-        self,
-        pipeline: KvPipeline,
-        bounds: SequenceBounds,
-        scale_rows: cute.Tensor,
-        softmax_scale_log2: Float32,
-        shared: cute.Pointer,
-    ):
-        """Visit the KV tiles from the last to the first: those that need a mask, then the others, 256 at a time."""
-        c = self.config
-        thread = cute.arch.thread_idx()[0]
-        lane = thread % 32
-        row = bounds.row_begin + self.lane_row()
-        row_scale = cute.make_rmem_tensor((2 * c.m_tiles,), Float32)
-        for r in range_constexpr(2 * c.m_tiles):
-            row_scale[r] = Float32(0)
-            if row + 8 * r < bounds.seq_q:
-                factor = scale_rows[row + 8 * r] * softmax_scale_log2
-                row_scale[r] = factor if factor < Float32.inf else Float32(0)
-            row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
-        warp_row, byte = a_fragment_row(lane)
-        query = shared + cute.assume(self.q_planes.cute()((thread // 32 * (16 * c.m_tiles) + warp_row, byte)), divby=16)
-        scores = Int8Scores.create(
-            cute.recast_ptr(query, dtype=Int8), bounds.seq_q >> 31, self.image, c.m_tiles, 32 * self.rows
+    def attend(self, pipeline: KvPipeline, bounds: SequenceBounds, shared: cute.Pointer, row_scale: cute.Tensor) -> Any:
+        """Visit the KV tiles from the last to the first; returns the softmax's final state.
+
+        Two loops with the same body: the tiles that need a mask, at most one per 64 rows and two more, and the steady
+        loop over all others, which has no instruction for masks. Chunks of 256 tiles bound what integers can grow by.
+        """
+        m_tiles = self.config.m_tiles
+        scores = self.recipe.scores.create(
+            shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles
         )
-        softmax = IntegerSoftmax.create(row_scale, lane, self.image, c.m_tiles)
-        b_row = cute.assume(operand_planes(64, 32).cute()(b_fragment_row(lane)), divby=16)
+        softmax = self.recipe.softmax.create(row_scale, self.image, m_tiles)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         for i in cutlass.range(tiles - full, unroll=1):
-            self.attend(tiles - 1 - i, pipeline, scores, softmax, True, bounds, b_row, lane)
-        for chunk in cutlass.range((full + 255) // 256, unroll=1):
-            end = full - chunk * 256
+            self.visit(tiles - 1 - i, pipeline, scores, softmax, bounds, True)
+        for chunk in cutlass.range((full + (_CHUNK_TILES - 1)) // _CHUNK_TILES, unroll=1):
+            end = full - chunk * _CHUNK_TILES
             softmax.bound_sums()
-            for i in cutlass.range(cutlass.min(end, 256), unroll=1):
-                self.attend(end - 1 - i, pipeline, scores, softmax, False, bounds, b_row, lane)
+            for i in cutlass.range(cutlass.min(end, _CHUNK_TILES), unroll=1):
+                self.visit(end - 1 - i, pipeline, scores, softmax, bounds, False)
         return softmax
 
     @cute.jit
-    def attend(
+    def visit(
         self,
         tile: Int32,
         pipeline: KvPipeline,
-        scores: Int8Scores,
-        softmax: IntegerSoftmax,
-        masked: cutlass.Constexpr[bool],
+        scores: Any,
+        softmax: Any,
         bounds: SequenceBounds,
-        b_row,
-        lane,
+        masked: cutlass.Constexpr[bool],
     ):
+        """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V."""
         stage = pipeline.next_tile(tile)
-        keys = cute.recast_ptr(stage + b_row, dtype=Int8)
-        scales = cute.recast_ptr(stage + cute.assume(self.image.scale_offset + lane % 4 * 16, divby=16), dtype=Float32)
-        accumulators = scores.multiply(keys)
+        accumulators = scores.multiply(stage)
         mask = None
         if const_expr(masked):
-            row = bounds.row_begin + self.lane_row()
-            mask = ScoreMask.create(bounds, row, lane % 4, tile * TILE_TOKENS, self.image.score_tokens)
-        y, maxima = scores.dequantise(accumulators, scales, mask)
+            row, quad_lane = self.lane_row(bounds), lane_index() % 4
+            mask = ScoreMask.create(bounds, row, quad_lane, tile * TILE_TOKENS, self.image.score_tokens)
+        y, maxima = scores.dequantise(accumulators, stage, mask)
         softmax.update(maxima)
-        softmax.accumulate(softmax.probabilities(y), keys + self.image.v_offset)
+        softmax.accumulate(softmax.probabilities(y), stage)
 
     @cute.jit
-    def epilogue(
-        self,
-        softmax: IntegerSoftmax,
-        bounds: SequenceBounds,
-        out: cute.Tensor,
-        v_scales: cute.Tensor,
-        scale_rows: cute.Tensor,
-        bias_rows: cute.Tensor,
-        lse_rows,
-        softmax_scale_log2: Float32,
+    def store_output(
+        self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, v_scales: cute.Tensor, poison: tuple
     ):
-        c = self.config
-        lane = cute.arch.thread_idx()[0] % 32
-        for r in range_constexpr(2 * c.m_tiles):
-            row = bounds.row_begin + self.lane_row() + 8 * r
+        """out = O / Σ P · v_scale, zero where no key was seen; 8 consecutive channels a store, no shared memory."""
+        out_dtype = _OUT_DTYPES[self.config.out_dtype]
+        for r in range_constexpr(2 * self.config.m_tiles):
+            row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q:
-                bias = bias_rows[row]
-                poison = (scale_rows[row] - scale_rows[row]) + (bias - bias)
-                total, log2_total = softmax.row_totals(r)
-                if const_expr(lse_rows is not None):  # noqa: SIM102 (decided while tracing, the inner one is not)
-                    if lane % 4 == 0:
-                        lse_rows[row] = (log2_total + softmax_scale_log2 * bias) * _LN2 + poison
+                total, _ = softmax.row_totals(r)
                 inverse = Float32(0)
                 if total > 0.0:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
-                inverse = inverse + poison
-                for g in range_constexpr(c.head_dim // 32):
-                    position = 4 * g + lane % 4
+                inverse = inverse + _nan_if_not_finite(poison, row)
+                for g in range_constexpr(self.config.head_dim // 32):
+                    octet = 4 * g + lane_index() % 4
                     scale = cute.make_rmem_tensor((8,), Float32)
-                    values = cute.make_rmem_tensor((8,), _OUT_DTYPES[c.out_dtype])
-                    cute.autovec_copy(cute.local_tile(v_scales, (8,), (position,)), scale)
-                    for n in range_constexpr(4):
-                        for e in range_constexpr(2):
-                            o = softmax.output[(e, r % 2), r // 2, 4 * g + n].to(Float32)
-                            values[2 * n + e] = (o * inverse * scale[2 * n + e]).to(values.element_type)
-                    cute.autovec_copy(values, cute.local_tile(out[row, None], (8,), (position,)))
+                    values = cute.make_rmem_tensor((8,), out_dtype)
+                    cute.autovec_copy(cute.local_tile(v_scales, (8,), (octet,)), scale)
+                    for i in range_constexpr(8):
+                        o = softmax.output[(i % 2, r % 2), r // 2, 4 * g + i // 2].to(Float32)
+                        values[i] = (o * inverse * scale[i]).to(out_dtype)
+                    cute.autovec_copy(values, cute.local_tile(out[row, None], (8,), (octet,)))
+
+    @cute.jit
+    def store_lse(self, softmax: Any, bounds: SequenceBounds, lse: cute.Tensor, poison: tuple):
+        """lse = ln Σ e^score, what smoothing took off the scores put back; one lane of a quad stores it."""
+        _, bias, softmax_scale_log2 = poison
+        for r in range_constexpr(2 * self.config.m_tiles):
+            row = self.lane_row(bounds) + 8 * r
+            if row < bounds.seq_q and lane_index() % 4 == 0:
+                _, log2_total = softmax.row_totals(r)
+                smoothed = log2_total + softmax_scale_log2 * bias[row]
+                lse[row] = smoothed * _LN2 + _nan_if_not_finite(poison, row)
+
+
+def _nan_if_not_finite(poison: tuple, row: Int32) -> Float32:
+    """0, or NaN if Q's scale or bias of this row says that the row held, or met, something that is not finite."""
+    scale, bias = poison[0][row], poison[1][row]
+    return (scale - scale) + (bias - bias)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import cutlass.cute as cute
 from cutlass import Int32
 
 from .tile_image import StaticLayout
 
-__all__ = ["PLANE_BYTES_PER_ROW", "a_fragment_row", "b_fragment_row", "operand_planes"]
+__all__ = ["PLANE_BYTES_PER_ROW", "a_fragment_row", "b_fragment_offset", "lane_index", "operand_planes"]
 
 PLANE_BYTES_PER_ROW = 32
 """One k step of mma.m16n8k32 in 8-bit elements."""
+
+
+def lane_index() -> Int32:
+    """Lane of a thread in a one-dimensional CTA."""
+    return cute.arch.thread_idx()[0] % 32
 
 
 def operand_planes(rows: int, row_bytes: int) -> StaticLayout:
@@ -28,6 +34,9 @@ def a_fragment_row(lane: Int32) -> tuple[Int32, Int32]:
     return lane % 16, lane // 16 * 16
 
 
-def b_fragment_row(lane: Int32) -> tuple[Int32, Int32]:
-    """(row, byte) of the same for two neighbouring 8 by 32-byte B fragments: registers 0, 1 and 2, 3."""
-    return lane % 8 + lane // 16 * 8, lane // 8 % 2 * 16
+def b_fragment_offset() -> Int32:
+    """Byte, in planes of any number of rows, of the 16 bytes that this lane addresses for ldmatrix.x4 to get two
+    neighbouring 8 by 32-byte B fragments, the first in registers 0 and 1, the second in 2 and 3."""
+    lane = lane_index()
+    row, byte = lane % 8 + lane // 16 * 8, lane // 8 % 2 * 16
+    return cute.assume(operand_planes(16, PLANE_BYTES_PER_ROW).cute()((row, byte)), divby=16)

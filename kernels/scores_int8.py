@@ -10,7 +10,8 @@ import cutlass.cute as cute
 from cutlass import Float32, Int8, Int32, const_expr, range_constexpr
 
 from .atoms import MmaInt8Op, ldmatrix_atom
-from .tile_image import TILE_TOKENS, TileImage
+from .operand_planes import PLANE_BYTES_PER_ROW, a_fragment_row, b_fragment_offset, lane_index
+from .tile_image import TILE_TOKENS, StaticLayout, TileImage
 
 __all__ = ["Int8Scores"]
 
@@ -22,14 +23,19 @@ class Int8Scores:
     """Scores of one warp's rows with one KV tile: y = c·(q·k), K's scale applied, Q's not yet.
 
     The accumulators start at 0x4B400000 and are read as float32: 12582912 + S, exact while |S| < 2^22 (head dim 128
-    needs 2^21). fma(y, c, −12582912·c) is then S·c rounded once, because c has two zero bits at its end.
+    needs 2^21). fma(y, c, -12582912·c) is then S·c rounded once, because c has two zero bits at its end: no I2F, which
+    would cost as much of the XU pipe as the 2^x.
 
-    queries: this lane's ldmatrix row in the Q planes of its warp (shared)
+    queries: the 16 bytes of Q that this lane addresses for ldmatrix, m tile 0 and first k step (shared, int8)
+    key_row: the same for K, in bytes from the start of the tile's K
+    token:   first of the lane's four tokens in every 16
     start:   four int32 registers, all 0x4B400000 in a way the compiler cannot see. With a constant, ptxas keeps one
              register quad, makes D ≠ C and pays for it with moves
     """
 
     queries: cute.Pointer
+    key_row: Int32
+    token: Int32
     start: cute.Tensor
     image: cutlass.Constexpr[TileImage]
     m_tiles: cutlass.Constexpr[int]
@@ -37,16 +43,26 @@ class Int8Scores:
 
     @staticmethod
     def create(
-        queries: cute.Pointer, opaque_zero: Int32, image: TileImage, m_tiles: int, plane_bytes: int
+        queries: cute.Pointer, planes: StaticLayout, warp_row: Int32, opaque_zero: Int32, image: TileImage, m_tiles: int
     ) -> Int8Scores:
+        """queries: Q's planes (shared); warp_row: first row of the warp in them; opaque_zero: 0, known at run time."""
+        lane = lane_index()
+        row, byte = a_fragment_row(lane)
+        offset = cute.assume(planes.cute()((warp_row + row, byte)), divby=16)
         start = cute.make_rmem_tensor((4,), Int32)
         for i in range(4):
             start[i] = Int32(_MAGIC_BITS) + opaque_zero * (i + 1)
-        return Int8Scores(queries, start, image, m_tiles, plane_bytes)
+        plane_bytes = planes.extents()[0] * PLANE_BYTES_PER_ROW
+        queries = cute.recast_ptr(queries + offset, dtype=Int8)
+        return Int8Scores(queries, b_fragment_offset(), lane % 4 * 4, start, image, m_tiles, plane_bytes)
 
     @cute.jit
-    def multiply(self, keys: cute.Pointer) -> cute.Tensor:
-        """Accumulators of Q·Kᵀ, int32 ((2,2), m tiles, 8 n8 tiles). ``keys``: lane's ldmatrix row in the K planes."""
+    def multiply(self, stage: cute.Pointer) -> cute.Tensor:
+        """Accumulators of Q·Kᵀ, int32 ((2,2), m tiles, 8 n8 tiles), for the tile image at ``stage`` (shared).
+
+        k outside, n inside: IMMAs that follow one another never wait for one another's accumulator.
+        """
+        keys = cute.recast_ptr(stage + self.key_row, dtype=Int8) + self.image.k_offset
         mma = cute.make_mma_atom(MmaInt8Op())
         load = ldmatrix_atom()
         accumulators = cute.make_rmem_tensor(((2, 2), self.m_tiles, TILE_TOKENS // 8), Int32)
@@ -71,24 +87,25 @@ class Int8Scores:
         return accumulators
 
     @cute.jit
-    def dequantise(self, accumulators: cute.Tensor, scales: cute.Pointer, mask: Any) -> Any:
+    def dequantise(self, accumulators: cute.Tensor, stage: cute.Pointer, mask: Any) -> Any:
         """Scores y, float32 like ``accumulators``, and this lane's largest in each of its rows.
 
-        scales: this lane's four tokens in the first 16 of the tile's scale rows (shared)
-        mask:   ScoreMask or None
+        stage: the tile image (shared); mask: ScoreMask, or None where every key counts
         """
+        offset = cute.assume(self.image.scale_offset + self.token * 4, divby=16)
+        scales = cute.recast_ptr(stage + offset, dtype=Float32)
         scores = cute.make_rmem_tensor(accumulators.shape, Float32)
         sums = cute.recast_tensor(accumulators, Float32)
         maxima = [None] * (2 * self.m_tiles)
         four = cute.make_layout(4)
         for group in range_constexpr(TILE_TOKENS // 16):
             c = cute.make_tensor(scales + 16 * group, four).load()
-            offset = cute.make_tensor(scales + (16 * group + TILE_TOKENS), four).load()
+            shift = cute.make_tensor(scales + (16 * group + TILE_TOKENS), four).load()
             for m in range_constexpr(self.m_tiles):
                 for t in range_constexpr(2):
                     for i in range_constexpr(4):
                         e, hi, n, r = i % 2, i // 2, 2 * group + t, 2 * m + i // 2
-                        y = cute.math.fma(sums[(e, hi), m, n], c[2 * t + e], offset[2 * t + e])
+                        y = cute.math.fma(sums[(e, hi), m, n], c[2 * t + e], shift[2 * t + e])
                         if const_expr(mask is not None):
                             y = mask.apply(y, r, e, n)
                         scores[(e, hi), m, n] = y

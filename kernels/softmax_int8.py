@@ -9,7 +9,8 @@ import cutlass.cute as cute
 from cutlass import Float32, Int8, Int32, Uint8
 from cutlass.cute.math import RoundingMode
 
-from .atoms import MmaInt8Op, ldmatrix_atom
+from .atoms import MmaInt8Op, ldmatrix_atom, mma_in_place
+from .operand_planes import b_fragment_offset, lane_index
 from .ptx import any_greater, pack_bytes_f16, shift_right
 from .tile_image import TILE_TOKENS, TileImage
 
@@ -55,27 +56,29 @@ class IntegerSoftmax:
     limit: cute.Tensor
     row_scale: cute.Tensor
     ones: cute.Tensor
+    value_row: Int32
     image: cutlass.Constexpr[TileImage]
     m_tiles: cutlass.Constexpr[int]
 
     @staticmethod
-    def create(row_scale: cute.Tensor, lane: Int32, image: TileImage, m_tiles: int) -> IntegerSoftmax:
+    def create(row_scale: cute.Tensor, image: TileImage, m_tiles: int) -> IntegerSoftmax:
         """Empty state. ``row_scale``: float32 (R,), factor from y to base-2 scores, > 0."""
         rows = 2 * m_tiles
         output = cute.make_rmem_tensor(((2, 2), m_tiles, image.head_dim // 8), Int32)
         sums = cute.make_rmem_tensor(((2, 2),), Int32)
         bias, limit = cute.make_rmem_tensor((rows,), Float32), cute.make_rmem_tensor((rows,), Float32)
         ones = cute.make_rmem_tensor((m_tiles,), Int32)
-        output.fill(0)
-        sums.fill(0)
+        for tensor in (output, sums):
+            for i in range(cute.size(tensor)):
+                tensor[i] = Int32(0)
         for r in range(rows):
             bias[r] = Float32(_UNSEEN)
             limit[r] = -Float32.inf
-        odd_column = (lane >> 2) & 1
+        odd_column = (lane_index() >> 2) & 1
         for m in range(m_tiles):
             chosen = Int32(1) if m_tiles == 1 else odd_column if m == 1 else 1 - odd_column
             ones[m] = chosen * 0x01010101
-        return IntegerSoftmax(output, sums, bias, limit, row_scale, ones, image, m_tiles)
+        return IntegerSoftmax(output, sums, bias, limit, row_scale, ones, b_fragment_offset(), image, m_tiles)
 
     @cute.jit
     def update(self, maxima: list[Float32]) -> None:
@@ -151,8 +154,9 @@ class IntegerSoftmax:
         """log2 of the probability of score ``y`` in row ``r``."""
         return cute.math.fma(y, self.row_scale[r], self.bias[r])
 
-    def accumulate(self, p: cute.Tensor, values: cute.Pointer) -> None:
-        """output += P·V and row sums += P·1. ``values``: this lane's ldmatrix row in the V planes of the tile."""
+    def accumulate(self, p: cute.Tensor, stage: cute.Pointer) -> None:
+        """output += P·V and row sums += P·1, for the tile image at ``stage`` (shared)."""
+        values = cute.recast_ptr(stage + self.value_row, dtype=Int8) + self.image.v_offset
         mma = cute.make_mma_atom(MmaInt8Op(a_unsigned=True))
         load = ldmatrix_atom()
         dims = self.image.head_dim
@@ -167,8 +171,8 @@ class IntegerSoftmax:
                 for t in range(2):
                     for m in range(self.m_tiles):
                         acc = self.output[None, m, 2 * n + t]
-                        cute.mma_atom_call(mma, acc, p[None, m, k], v[None, t], acc)
+                        mma_in_place(mma, acc, p[None, m, k], v[None, t])
             for m in range(self.m_tiles):
                 for half in range(2):
                     ones_packed[(0, half),] = self.ones[m]
-                cute.mma_atom_call(mma, self.sums, p[None, m, k], ones, self.sums)
+                mma_in_place(mma, self.sums, p[None, m, k], ones)
