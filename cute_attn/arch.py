@@ -52,7 +52,9 @@ ARCHS: dict[str, Arch] = {
 
 
 def arch_from_name(name: str) -> Arch:
-    """The `Arch` called ``name`` ("sm_80" ... "sm_120a"). Raises ValueError, naming the known ones."""
+    """The `Arch` called ``name`` ("sm_80" ... "sm_120a"). Raises ValueError for others, TypeError for no string."""
+    if not isinstance(name, str):
+        raise TypeError(f"arch must be a target's name such as 'sm_80', got {type(name).__name__}")
     if name not in ARCHS:
         raise ValueError(f"arch={name!r} is not known; use one of {', '.join(ARCHS)}")
     return ARCHS[name]

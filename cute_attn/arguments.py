@@ -11,7 +11,7 @@ from cute_attn import jit, tensors
 from cute_attn.arch import Arch, arch_for_capability, arch_from_name
 from cute_attn.problem import LAYOUTS
 
-__all__ = ["check_input", "check_out", "resolve_arch", "same_device"]
+__all__ = ["check_flag", "check_input", "check_out", "resolve_arch", "same_device"]
 
 EMULATOR_ARCH = "sm_80"
 """What the emulator runs when the caller names no arch: the oldest target, whose code every later chip's resembles."""
@@ -30,11 +30,21 @@ def check_input(array: Any, name: str, layout: str) -> torch.Tensor:
         raise ValueError(
             f"{name} has stride {tensor.stride(3)} along the head dim; it must be contiguous there: {name}.contiguous()"
         )
+    if tensor.data_ptr() % tensor.element_size():
+        raise ValueError(f"{name} starts at an odd address, inside an element; pass a copy: {name}.clone()")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             f"{name} requires grad, and there is no backward yet: call under torch.no_grad(), or pass {name}.detach()"
         )
-    return tensors.to_bhsd(tensor, layout)
+    # A kernel's arguments go through DLPack, which takes no tensor that requires grad, even where grad is off.
+    return tensors.to_bhsd(tensor.detach() if tensor.requires_grad else tensor, layout)
+
+
+def check_flag(value: Any, name: str) -> bool:
+    """True or False as it is. Raises TypeError for anything else, whose truth might not be what was meant."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: torch.dtype, layout: str) -> torch.Tensor:
@@ -74,13 +84,12 @@ def _device_arch(device: torch.device) -> Arch:
 
 
 @functools.lru_cache(maxsize=64)
-def _checked_arch(name: str, device: torch.device) -> Arch:
-    arch = arch_from_name(name)
+def _checked_arch(arch: Arch, device: torch.device) -> Arch:
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if not arch.runs_on(capability):
             raise ValueError(
-                f"arch={name!r} does not run on {device} (compute capability {capability[0]}.{capability[1]}); "
+                f"arch={arch.name!r} does not run on {device} (compute capability {capability[0]}.{capability[1]}); "
                 f"use arch=None or {arch_for_capability(capability).name!r}"
             )
     return arch
@@ -89,8 +98,9 @@ def _checked_arch(name: str, device: torch.device) -> Arch:
 def resolve_arch(arch: str | None, tensor: torch.Tensor) -> Arch:
     """The target to compile for: the caller's choice if it runs on the tensor's device, or that device's own.
 
-    CPU tensors (the emulator) can take any target; without a choice it is `EMULATOR_ARCH`.
+    CPU tensors (the emulator) can take any target; without a choice it is `EMULATOR_ARCH`. Raises TypeError for what is
+    no name, ValueError for an unknown one and for one whose code the device does not run.
     """
     if arch is not None:
-        return _checked_arch(arch, tensor.device)
+        return _checked_arch(arch_from_name(arch), tensor.device)
     return _device_arch(tensor.device) if tensor.device.type == "cuda" else arch_from_name(EMULATOR_ARCH)

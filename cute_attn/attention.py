@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import numbers
 from typing import Any
 
 import torch
 
 from cute_attn import dispatch, kernel_calls, tensors
-from cute_attn.arguments import check_input, check_out, resolve_arch, same_device
+from cute_attn.arguments import check_flag, check_input, check_out, resolve_arch, same_device
 from cute_attn.problem import LAYOUTS, Problem
 from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, checked_key_value, checked_query
 from cute_attn.recipe import Recipe, as_recipe
@@ -18,6 +19,7 @@ __all__ = ["attention"]
 
 DEFAULT_RECIPE = "int8"
 _LOG2_E = math.log2(math.e)
+_LARGEST_SCALE = torch.finfo(torch.float32).max / _LOG2_E
 
 
 def attention(
@@ -61,6 +63,8 @@ def attention(
         raise ValueError(f"layout={layout!r} is not known; use {' or '.join(map(repr, LAYOUTS))}")
     if config is not None and not isinstance(config, TileConfig):
         raise TypeError(f"config must be a TileConfig, got {type(config).__name__}")
+    check_flag(causal, "causal")
+    check_flag(return_lse, "return_lse")
     chosen = _recipe(recipe, q, k)
     queries = q if isinstance(q, QuantizedQuery) else check_input(q, "q", layout)
     keys, values = _key_value(k, v, layout)
@@ -143,18 +147,22 @@ def _problem(
     for name, x in (("k", k), ("v", v)):
         if x is not None and x.dtype != q.dtype:
             raise TypeError(f"q is {q.dtype} and {name} is {x.dtype}; convert one of them")
-    return Problem(
-        batch, shape[1], kv_heads, shape[2], seq_k, head_dim, str(q.dtype).removeprefix("torch."), bool(causal)
-    )
+    return Problem(batch, shape[1], kv_heads, shape[2], seq_k, head_dim, str(q.dtype).removeprefix("torch."), causal)
 
 
 def _softmax_scale(softmax_scale: float | None, head_dim: int) -> float:
     if softmax_scale is None:
         return head_dim**-0.5
+    if not isinstance(softmax_scale, numbers.Real) or isinstance(softmax_scale, bool):
+        raise TypeError(
+            f"softmax_scale must be a number, got {type(softmax_scale).__name__}; "
+            "use a Python float, or None for D**-0.5"
+        )
     scale = float(softmax_scale)
-    if not 0.0 <= scale < math.inf:
+    if not 0.0 <= scale <= _LARGEST_SCALE:
         raise ValueError(
-            f"softmax_scale={softmax_scale!r}; use a finite number ≥ 0 (negate q instead of a negative scale)"
+            f"softmax_scale={softmax_scale!r}; use a finite number ≥ 0, at most {_LARGEST_SCALE:.2g} "
+            "(negate q instead of a negative scale)"
         )
     return scale
 

@@ -44,6 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         return importlib.import_module(f"cute_attn.commands.{arguments.command}").run(arguments)
-    except (ValueError, NotImplementedError, FileNotFoundError) as error:
+    except (ValueError, NotImplementedError, OSError) as error:
         print(f"cute-attn {arguments.command}: {error}", file=sys.stderr)
         return 2

@@ -43,6 +43,9 @@ _FAMILIES = (
 )
 
 
+_LARGEST_GRID = 65535
+"""Most CTAs along y or z of a launch (CUDA C++ Programming Guide, technical specifications)."""
+
 _LARGE_TILES = {
     # For sm_120a the compiler keeps accumulators in 64-bit register pairs, and 32-row warps spill. 16-row warps read
     # shared memory twice as often, 22 cycles per 32 scores, which hide behind this chip's 33 of tensor work.
@@ -69,6 +72,9 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: TileConfig | N
         offered = ", ".join(map(str, family.head_dims))
         return f"head_dim={problem.head_dim} has no kernel in recipe {recipe.name!r} (there are {offered}); {instead}"
     tile = config or default_config(problem, arch)
+    for name, most in (("batch", _LARGEST_GRID), ("heads", _LARGEST_GRID), ("seq_q", _LARGEST_GRID * tile.rows)):
+        if (value := getattr(problem, name)) > most:
+            return f"{name}={value} has no kernel, a CUDA grid reaches {most}; split the call along that axis"
     return _kernel_refusal(problem.head_dim, problem.dtype, problem.causal, tile, arch)
 
 
@@ -80,9 +86,10 @@ def supports(recipe: str | Recipe, arch: str, problem: Problem, config: TileConf
     return Support(refusal(as_recipe(recipe), arch_from_name(arch), problem, config))
 
 
-def quantizer_refusal(recipe: Recipe, arch: Arch, head_dim: int) -> str | None:
-    """None if Q, K and V of that head dim can be quantised for a kernel on ``arch``, else the reason."""
-    probe = Problem(batch=1, heads=1, kv_heads=1, seq_q=1, seq_k=1, head_dim=head_dim, dtype="float16")
+def quantizer_refusal(recipe: Recipe, arch: Arch, shape: tuple[int, ...]) -> str | None:
+    """None if a tensor of that ``shape`` [B, H, S, D] can be quantised for a kernel on ``arch``, else the reason."""
+    batch, heads, _, head_dim = shape
+    probe = Problem(batch=batch, heads=heads, kv_heads=heads, seq_q=1, seq_k=1, head_dim=head_dim, dtype="float16")
     return refusal(recipe, arch, probe)
 
 

@@ -21,7 +21,7 @@ class Problem:
     dtype:            element type of Q, K, V and the output: "float16" or "bfloat16"
     causal:           query i sees the keys j ≤ i + seq_k − seq_q (aligned bottom-right)
 
-    Raises ValueError, naming the field, when the numbers contradict each other.
+    Raises ValueError, naming the field, when the numbers contradict each other, TypeError for sizes that are no ints.
     """
 
     batch: int
@@ -34,6 +34,9 @@ class Problem:
     causal: bool = False
 
     def __post_init__(self) -> None:
+        for field in ("batch", "heads", "kv_heads", "seq_q", "seq_k", "head_dim"):
+            if not isinstance(getattr(self, field), int):
+                raise TypeError(f"{field} must be an int, got {getattr(self, field)!r}")
         for field in ("batch", "seq_q", "seq_k"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field}={getattr(self, field)} is negative")

@@ -117,7 +117,7 @@ def quantize_key_value(
     if 0 in k.shape:
         raise ValueError(f"k has shape {tuple(k.shape)} as [B, H, S, D]; there is nothing to quantise")
     target = resolve_arch(arch, k)
-    if reason := quantizer_refusal(recipe, target, k.shape[3]):
+    if reason := quantizer_refusal(recipe, target, k.shape):
         raise NotImplementedError(reason)
     return checked_key_value(k, v, recipe, target)
 
@@ -134,14 +134,20 @@ def quantize_query(q: Any, kv: QuantizedKeyValue, *, layout: str = "bhsd", arch:
         raise TypeError(f"kv must be a QuantizedKeyValue (from quantize_key_value), got {type(kv).__name__}")
     q = check_input(q, "q", layout)
     same_device(q=q, kv=kv.image)
-    if (q.shape[0], q.shape[3]) != (kv.image.shape[0], kv.head_dim) or q.shape[1] % kv.image.shape[1]:
+    if (
+        (q.shape[0], q.shape[3]) != (kv.image.shape[0], kv.head_dim)
+        or not q.shape[1]
+        or (q.shape[1] % kv.image.shape[1])
+    ):
         raise ValueError(
             f"q has shape {tuple(q.shape)} as [B, H, S, D], but kv holds batch {kv.image.shape[0]}, "
             f"{kv.image.shape[1]} heads, head_dim {kv.head_dim}; batch and head_dim must be equal, and the query heads "
             "a multiple of the key/value heads"
         )
+    if q.dtype != kv.dtype:
+        raise TypeError(f"q is {q.dtype} and kv was quantised from {kv.dtype}; convert one of them")
     target = resolve_arch(arch, q)
-    if reason := quantizer_refusal(kv.recipe, target, q.shape[3]):
+    if reason := quantizer_refusal(kv.recipe, target, q.shape):
         raise NotImplementedError(reason)
     return checked_query(q, kv, target)
 

@@ -29,14 +29,15 @@ def attention(
     """
     batch, heads, seq_q, head_dim = q.shape
     kv_heads, seq_k = k.shape[1], k.shape[2]
+    scores_shape = (batch, heads, seq_k)  # of one query
     scale = 1.0 / math.sqrt(head_dim) if softmax_scale is None else softmax_scale
     queries = q.double().unflatten(1, (kv_heads, heads // kv_heads))
     keys, values = k.double().unsqueeze(2), v.double().unsqueeze(2)
     out = torch.zeros(*queries.shape[:-1], v.shape[-1], dtype=torch.float64, device=q.device)
     lse = torch.full(queries.shape[:-1], -math.inf, dtype=torch.float64, device=q.device)
-    if seq_k == 0:
+    if 0 in scores_shape:
         return out.flatten(1, 2), lse.flatten(1, 2)
-    step = max(1, scores_at_once // (batch * heads * seq_k))
+    step = max(1, scores_at_once // math.prod(scores_shape))
     for start in range(0, seq_q, step):
         rows = slice(start, min(start + step, seq_q))
         scores = queries[..., rows, :] @ keys.mT * scale

@@ -14,15 +14,26 @@ _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 def as_torch(array: Any, name: str) -> torch.Tensor:
     """A torch tensor as it is; any other array through ``__dlpack__``, without a copy.
 
-    Raises TypeError when ``array`` (the argument called ``name``) is neither.
+    Raises TypeError when ``array`` (the argument called ``name``) is neither, and for torch tensors whose memory does
+    not hold their elements one by one (sparse, or lazily negated); ValueError for strides or bytes DLPack cannot say.
     """
     if isinstance(array, torch.Tensor):
+        if array.layout is not torch.strided:
+            raise TypeError(f"{name} has the layout {array.layout}; use a dense tensor: {name}.to_dense()")
+        if array.is_neg():
+            raise TypeError(f"{name} is a view that negates lazily; use a tensor of its own: {name}.resolve_neg()")
         return array
-    if hasattr(array, "__dlpack__"):
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(
+            f"{name} must be a torch tensor or an array with __dlpack__ (NumPy, CuPy, JAX), got {type(array).__name__}"
+        )
+    # PyTorch has no negative strides, and ends the process when DLPack brings one.
+    if any(stride < 0 for stride in getattr(array, "strides", None) or ()):
+        raise ValueError(f"{name} has negative strides {array.strides} (in bytes); pass a contiguous copy")
+    try:
         return torch.from_dlpack(array)
-    raise TypeError(
-        f"{name} must be a torch tensor or an array with __dlpack__ (NumPy, CuPy, JAX), got {type(array).__name__}"
-    )
+    except BufferError as error:
+        raise ValueError(f"{name} cannot be taken through __dlpack__ ({error}); pass a contiguous copy") from error
 
 
 def like(original: Any, result: torch.Tensor) -> Any:
@@ -59,5 +70,17 @@ def alignment(tensor: torch.Tensor) -> int:
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:
-    """Whether two index tuples of ``tensor`` certainly share memory (an expanded axis)."""
-    return any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    """Whether two index tuples of ``tensor``, whose last axis is contiguous, share memory."""
+    width = tensor.shape[-1]
+    axes = [(t, n) for t, n in zip(tensor.stride()[:-1], tensor.shape[:-1], strict=True) if n > 1]
+    reach = width
+    for stride, size in sorted(axes):
+        if stride < reach:
+            break
+        reach += (size - 1) * stride
+    else:
+        return False  # each axis steps over all that the smaller ones reach, as in every common layout
+    starts = torch.zeros(1, dtype=torch.int64)
+    for stride, size in axes:
+        starts = (starts[:, None] + stride * torch.arange(size)).flatten()
+    return bool((starts.sort().values.diff() < width).any())

@@ -24,8 +24,9 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         for field, allowed in (("warps", (1, 2, 4, 8)), ("m_tiles", (1, 2)), ("stages", (2, 3, 4))):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"config.{field}={getattr(self, field)!r}; use one of {', '.join(map(str, allowed))}")
+            value = getattr(self, field)
+            if type(value) is not int or value not in allowed:  # 2.0 and True equal integers, but name other programs
+                raise ValueError(f"config.{field}={value!r}; use one of {', '.join(map(str, allowed))}")
 
     @property
     def rows(self) -> int:

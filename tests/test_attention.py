@@ -99,6 +99,40 @@ def test_strided_inputs_and_output(device, offset):
     assert_close(out, lse, q, k, v)
 
 
+def test_without_grad_inputs_may_require_it(device):
+    q, k, v = (x.to(device) for x in random_qkv((1, 2, 40, 64), (1, 2, 40, 64)))
+    expected = cute_attn.attention(q, k, v)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+            out = torch.empty_like(q, requires_grad=True)
+            assert cute_attn.attention(*leaves, out=out) is out
+            assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_out_may_be_an_input(device, index):
+    inputs = [x.to(device) for x in random_qkv((1, 2, 70, 64), (1, 2, 70, 64))]
+    expected = cute_attn.attention(*inputs)
+    assert torch.equal(cute_attn.attention(*inputs, out=inputs[index]), expected)
+
+
+def test_out_whose_axes_interlock(device):
+    """No axis steps over all that the smaller ones reach, and yet no two elements share memory."""
+    q, k, v = (x.to(device) for x in random_qkv((1, 2, 3, 64), (1, 2, 70, 64)))
+    out = torch.full((512,), 7.0, dtype=torch.float16, device=device).as_strided(q.shape, (0, 3 * 64, 2 * 64, 1))
+    cute_attn.attention(q, k, v, out=out)
+    assert torch.equal(out, cute_attn.attention(q, k, v))
+
+
+def test_empty_batch(device):
+    q, k, v = (x.to(device) for x in random_qkv((0, 2, 5, 64), (0, 2, 7, 64)))
+    out, lse = cute_attn.attention(q, k, v, return_lse=True)
+    exact, exact_lse = reference.attention(q, k, v)
+    assert out.shape == exact.shape == (0, 2, 5, 64)
+    assert lse.shape == exact_lse.shape == (0, 2, 5)
+
+
 def test_numpy_in_numpy_out(monkeypatch):
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
     q, k, v = random_qkv((1, 2, 40, 64), (1, 2, 40, 64))

@@ -79,6 +79,22 @@ def test_check_refuses_what_has_no_kernel(capsys):
     assert "head_dim=80 has no kernel" in capsys.readouterr().err
 
 
+def test_check_of_an_empty_batch(capsys):
+    assert cli.main(["check", "--batch", "0", "--head-dim", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kernel_vs_simulator"]["rel_l2"] == 0.0
+
+
+def test_check_takes_kv_heads_as_given(capsys):
+    assert cli.main(["check", "--kv-heads", "0"]) == 2
+    assert "kv_heads=0; at least 1" in capsys.readouterr().err
+
+
+def test_compile_cannot_keep_in_a_file(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert cli.main(["compile", "--head-dim", "64", "--keep", str(tmp_path / "file")]) == 2
+    assert "File exists" in capsys.readouterr().err
+
+
 def test_compile_json_and_keep(capsys, tmp_path):
     assert cli.main(["compile", "--arch", "sm_86", "--head-dim", "64", "--json", "--keep", str(tmp_path)]) == 0
     kernels = json.loads(capsys.readouterr().out)

@@ -61,6 +61,33 @@ def test_head_dim_not_contiguous(name):
         call(**{name: tensor(*shape[:3], 128)[..., ::2]})
 
 
+@pytest.mark.parametrize("name", ["q", "k", "v"])
+def test_memory_that_does_not_hold_the_elements(name):
+    shape = Q if name == "q" else K
+    with pytest.raises(TypeError, match=rf"{name} has the layout torch.sparse_coo; .* {name}.to_dense\(\)"):
+        call(**{name: tensor(*shape).to_sparse()})
+    with pytest.raises(TypeError, match=rf"{name} is a view that negates lazily; .* {name}.resolve_neg\(\)"):
+        call(**{name: torch._neg_view(tensor(*shape))})
+    odd = torch.frombuffer(bytearray(2 * tensor(*shape).numel() + 1), dtype=torch.float16, offset=1).view(shape)
+    with pytest.raises(ValueError, match=rf"{name} starts at an odd address, .* {name}.clone\(\)"):
+        call(**{name: odd})
+
+
+def test_arrays_that_pytorch_cannot_view():
+    """Negative strides would end the process inside PyTorch."""
+    with pytest.raises(ValueError, match="q has negative strides .* pass a contiguous copy"):
+        call(q=np.zeros(Q, np.float16)[:, :, ::-1])
+    with pytest.raises(ValueError, match="k cannot be taken through __dlpack__ .*byte order.* pass a contiguous copy"):
+        call(k=np.zeros(K, ">f2"))
+
+
+@pytest.mark.parametrize("name", ["causal", "return_lse"])
+@pytest.mark.parametrize("value", ["no", None, 1])
+def test_flags(name, value):
+    with pytest.raises(TypeError, match=f"{name} must be True or False, got {value!r}"):
+        call(**{name: value})
+
+
 def test_k_and_v_differ():
     with pytest.raises(ValueError, match=r"k has shape \(1, 2, 16, 64\) and v \(1, 2, 17, 64\)"):
         call(v=tensor(1, 2, 17, 64))
@@ -104,6 +131,8 @@ def test_unknown_layout():
 def test_unknown_arch():
     with pytest.raises(ValueError, match=r"arch='sm_75' is not known; use one of sm_80, "):
         call(arch="sm_75")
+    with pytest.raises(TypeError, match="arch must be a target's name such as 'sm_80', got list"):
+        call(arch=["sm_80"])
 
 
 def test_arch_without_kernel():
@@ -124,11 +153,33 @@ def test_softmax_scale(scale):
         call(softmax_scale=scale)
 
 
+@pytest.mark.parametrize("scale", ["0.1", True, torch.tensor(0.1), [1.0]])
+def test_softmax_scale_that_is_no_number(scale):
+    with pytest.raises(TypeError, match="softmax_scale must be a number, got (str|bool|Tensor|list)"):
+        call(softmax_scale=scale)
+
+
+def test_softmax_scale_beyond_float32():
+    with pytest.raises(ValueError, match=r"softmax_scale=1e\+39; use a finite number ≥ 0, at most 2.4e\+38"):
+        call(softmax_scale=1e39)
+
+
+@pytest.mark.parametrize("axis", ["batch", "heads"])
+def test_more_ctas_than_a_grid_has(axis):
+    one = tensor(1, 1, 1, 64)
+    many = one.expand(70_000, 1, 1, 64) if axis == "batch" else one.expand(1, 70_000, 1, 64)
+    for refused in (lambda: call(many, many), lambda: cute_attn.quantize(many, many, many)):
+        with pytest.raises(NotImplementedError, match=f"{axis}=70000 has no kernel, .* reaches 65535; split the call"):
+            refused()
+
+
 def test_config():
     with pytest.raises(TypeError, match="config must be a TileConfig, got dict"):
         call(config={"warps": 4})
     with pytest.raises(ValueError, match="config.warps=3; use one of 1, 2, 4, 8"):
         TileConfig(warps=3)
+    with pytest.raises(ValueError, match="config.m_tiles=True; use one of 1, 2"):
+        TileConfig(m_tiles=True)
 
 
 def test_config_that_does_not_fit_the_chip():
@@ -146,6 +197,10 @@ def test_config_that_does_not_fit_the_chip():
         (tensor(1, 4, 9, 64), ValueError, r"out has shape \(1, 4, 9, 64\) .* the output has \(1, 4, 8, 64\)"),
         (tensor(*Q, dtype=torch.bfloat16), TypeError, "out is torch.bfloat16; the output has q's dtype torch.float16"),
         (tensor(1, 1, 1, 64).expand(Q), ValueError, "several elements share memory"),
+        (tensor(4096).as_strided(Q, (0, 512, 32, 1)), ValueError, "several elements share memory"),
+        (tensor(4096).as_strided(Q, (0, 96, 64, 1)), ValueError, "several elements share memory"),
+        (tensor(*Q).requires_grad_(), RuntimeError, r"out requires grad, .*out.detach\(\)"),
+        (torch._neg_view(tensor(*Q)), TypeError, "out is a view that negates lazily"),
     ],
 )
 def test_out(out, error, message):
@@ -176,6 +231,12 @@ def test_requires_grad():
     q = tensor(*Q).requires_grad_()
     with pytest.raises(RuntimeError, match=r"q requires grad, and there is no backward yet: .*q.detach\(\)"):
         call(q=q)
+
+
+def test_quantised_inputs_of_another_dtype():
+    kv = cute_attn.quantize_key_value(tensor(*K), tensor(*K))
+    with pytest.raises(TypeError, match="q is torch.bfloat16 and kv was quantised from torch.float16; convert one"):
+        cute_attn.quantize_query(tensor(*Q, dtype=torch.bfloat16), kv)
 
 
 def test_missing_v():
@@ -215,3 +276,8 @@ def test_problem(field, value, message):
     }
     with pytest.raises(ValueError, match=message):
         Problem(**fields)
+
+
+def test_problem_sizes_are_ints():
+    with pytest.raises(TypeError, match="seq_k must be an int, got 9.5"):
+        Problem(batch=1, heads=4, kv_heads=2, seq_q=7, seq_k=9.5, head_dim=64, dtype="float16")

@@ -118,7 +118,7 @@ def run(arguments: argparse.Namespace) -> int:
     problem = Problem(
         batch=arguments.batch,
         heads=arguments.heads,
-        kv_heads=arguments.kv_heads or arguments.heads,
+        kv_heads=arguments.heads if arguments.kv_heads is None else arguments.kv_heads,
         seq_q=arguments.seq_q,
         seq_k=arguments.seq_k,
         head_dim=arguments.head_dim,
