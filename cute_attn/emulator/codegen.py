@@ -19,7 +19,6 @@ import numpy as np
 from . import registry
 from .assembly import BlockCode, Operation
 from .errors import UnknownInstruction
-from .memory import PARAMETER_WINDOW
 from .module import Instruction, Kernel, split_operands
 from .types import carrier_dtype, item_bits
 
@@ -212,13 +211,12 @@ class BlockBuilder:
         return name if dtype == "uint32" else f"{name}.astype({dtype})"
 
     def _symbol(self, name: str, dtype: str) -> str:
-        """The address of a shared or local variable in its own window, of a parameter, or of a module constant."""
+        """The address of a variable or parameter, relative to its state space, or of a module constant."""
         kernel = self.kernel
         if name in kernel.dynamic_shared:
-            align = kernel.dynamic_shared_align
-            return self.constant(-(-kernel.static_shared_bytes // align) * align, dtype)
+            return self.constant(kernel.dynamic_shared_start, dtype)
         if (offset := kernel.parameter_offset(name)) is not None:
-            return self.constant(PARAMETER_WINDOW + offset, dtype)
+            return self.constant(offset, dtype)
         for space in (kernel.shared, kernel.local):
             if name in space:
                 return self.constant(space[name].offset, dtype)

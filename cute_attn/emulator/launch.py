@@ -61,9 +61,7 @@ def _check(kernel: Kernel, grid: Shape, block: Shape, shared_bytes: int, paramet
 
 
 def _shared_size(kernel: Kernel, dynamic: int) -> int:
-    align = kernel.dynamic_shared_align
-    start = -(-kernel.static_shared_bytes // align) * align if dynamic else kernel.static_shared_bytes
-    return start + dynamic
+    return kernel.dynamic_shared_start + dynamic if dynamic else kernel.static_shared_bytes
 
 
 def _instruction_counts(program: Program, executed: Array) -> dict[str, int]:

@@ -58,7 +58,7 @@ class Kernel:
     `labels` maps a label to the index of the instruction that follows it. `program` is the compiled form (see
     `program.compile_kernel`), made at the first launch.
     `required_block` is `.reqntid`, `max_threads` the product of `.maxntid` or `.reqntid` (None if absent).
-    `dynamic_shared` names the `.extern .shared` variables: they begin at `static_shared_bytes`, aligned.
+    `dynamic_shared` names the `.extern .shared` variables: they begin at `dynamic_shared_start`.
     """
 
     name: str
@@ -79,6 +79,11 @@ class Kernel:
     labels: dict[str, int] = field(default_factory=dict)
     constants: dict[str, bytes] = field(default_factory=dict)
     program: Any = None
+
+    @property
+    def dynamic_shared_start(self) -> int:
+        """Offset in bytes of dynamic shared memory, which lies after the static variables."""
+        return _align(self.static_shared_bytes, self.dynamic_shared_align)
 
     def parameter_offset(self, name: str) -> int | None:
         """Offset in bytes of the parameter called `name`; None if there is none."""

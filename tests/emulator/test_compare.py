@@ -98,3 +98,18 @@ def test_packed_halves_give_two_predicates():
     b = np.float16([2, 4, 3, 1]).view(np.uint32)
     code = "setp.lt.f16x2 %p1|%p2, %a, %b; selp.u32 %r1, 1, 0, %p1; selp.u32 %r2, 2, 0, %p2; or.b32 %d, %r1, %r2;"
     assert evaluate(code, [a, b], np.uint32).tolist() == [1, 0]
+
+
+def test_setp_may_overwrite_the_predicate_that_it_combines():
+    code = (
+        "setp.ge.u32 %p1, %a, 2; setp.lt.and.u32 %p1|%p2, %a, 4, %p1; selp.u32 %d, 2, 0, %p2; @%p1 add.u32 %d, %d, 1;"
+    )
+    assert evaluate(code, [np.arange(6, dtype=np.uint32)], np.uint32).tolist() == [0, 0, 1, 1, 2, 2]
+
+
+def test_slct_flushes_what_it_tests():
+    tested = np.array([-1e-40, -1.0, 1.0, np.nan], np.float32)
+    ones = np.ones(4, np.float32)
+    for suffix, expected in (("", [0, 0, 1, 0]), (".ftz", [1, 0, 1, 0])):
+        got = evaluate(f"slct{suffix}.f32.f32 %d, %b, %c, %a;", [tested, ones, 0 * ones], np.float32)
+        assert got.tolist() == expected

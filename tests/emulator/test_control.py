@@ -145,7 +145,16 @@ def test_unknown_form_of_a_known_instruction():
 
 
 @pytest.mark.parametrize(
-    "text", ["add.odd.f32 %r1, %r2, %r3", "ld.global.v8.b32 %r1, [%rd1]", "add.f32.e4m3 %r1, %r2, %r3"]
+    "text",
+    [
+        "add.odd.f32 %r1, %r2, %r3",
+        "ld.global.v8.b32 %r1, [%rd1]",
+        "add.f32.e4m3 %r1, %r2, %r3",
+        "add.sat.u32 %r1, %r2, %r3",
+        "cvt.rm.f16.f32 %h1, %r2",
+        "cvt.rn.satfinite.tf32.f32 %r1, %r2",
+        "set.eq.bf16.f32 %h1, %r2, %r3",
+    ],
 )
 def test_unknown_modifiers_are_not_ignored(text):
     with pytest.raises(UnknownInstruction, match=text.split()[0]):
@@ -195,3 +204,30 @@ def test_split_operands():
 def test_profile_names_families():
     record = run(COLLATZ, {"out": np.zeros(32, np.uint32)}, profile=True)
     assert {"integer", "load_store"} <= set(record.profile) and all(s > 0 for s in record.profile.values())
+
+
+def test_a_thread_count_counts_whole_warps():
+    """48 threads are two warps, which count as 64, whether they wait or only arrive, or one lane of them has left."""
+    out = np.zeros(48, np.uint32)
+    body = f"mov.u32 %r1, 1; setp.eq.u32 %p1, %r50, 5; @%p1 exit; bar.sync 1, 64; {STORE}"
+    run(body, {"out": out}, block=(48, 1, 1))
+    assert out.tolist() == [int(t != 5) for t in range(48)]
+    swapped = NAMED.replace("setp.ne.u32", "setp.eq.u32").replace("ld.shared.u32 %r1, [%r4]", "mov.u32 %r1, 1")
+    run(swapped, {"out": out}, block=(48, 1, 1), shared=192)
+
+
+@pytest.mark.parametrize("count", [0, 40])
+def test_a_thread_count_that_is_no_number_of_warps(count):
+    with pytest.raises(InvalidOperand, match=f"{count} threads: a barrier counts in warps"):
+        run(f"bar.sync 1, {count};")
+
+
+def test_a_guard_that_splits_a_warp_at_a_barrier():
+    with pytest.raises(DivergentWarp, match="barrier reached by 1 lanes of a warp"):
+        run("setp.eq.u32 %p1, %r50, 3; @%p1 bar.sync 0;", block=(64, 1, 1))
+
+
+def test_size_of_dynamic_shared_memory():
+    out = np.zeros(32, np.uint32)
+    run(f"mov.u32 %r1, %dynamic_smem_size; {STORE}", {"out": out}, shared=128, declarations=".shared .b8 fixed[100];")
+    assert (out == 128).all()

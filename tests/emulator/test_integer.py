@@ -252,3 +252,8 @@ def test_carry_chain():
     """
     assert (evaluate(code.replace("OP", "add"), [a, b], np.uint64) == a + b).all()
     assert (evaluate(code.replace("OP", "sub"), [a, b], np.uint64) == a - b).all()
+
+
+def test_szext_leaves_the_value_at_positions_past_the_end():
+    x, position = np.array([-5, -5, 5, 6], np.int32), np.array([31, 256, 3, 300], np.uint32)
+    assert evaluate("szext.clamp.s32 %d, %a, %b;", [x, position], np.int32).tolist() == [-5, -5, -3, 6]

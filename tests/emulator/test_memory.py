@@ -218,3 +218,15 @@ def test_spans_that_overlap_are_one_memory():
     # Neighbours that touch are still two tensors.
     touching = GlobalMemory([Span(1000, 8, "a"), Span(1008, 8, "b")])
     assert touching.outside(np.array([1004], np.uint64), 8).tolist() == [True]
+
+
+def test_addresses_of_parameters():
+    """`mov` gives an address in parameter space, which cvta makes generic."""
+    out = np.zeros(32, np.uint32)
+    body = """
+        mov.b64 %rd8, s1; ld.param.u32 %r8, [%rd8]; cvta.param.u64 %rd9, %rd8; ld.u32 %r9, [%rd9];
+        cvta.to.param.u64 %rd9, %rd9; ld.param.u32 %r10, [%rd9-4]; add.u32 %r8, %r8, %r9; add.u32 %r8, %r8, %r10;
+        mad.wide.u32 %rd5, %r51, 4, %rd0; st.global.u32 [%rd5], %r8;
+    """
+    run(body, {"out": out}, scalars=(1, 20))
+    assert (out == 41).all()

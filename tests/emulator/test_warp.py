@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cute_attn.emulator.errors import DivergentWarp
+from cute_attn.emulator.errors import Deadlock, DivergentWarp
 
 from .harness import run
 
@@ -110,3 +110,30 @@ def test_activemask_and_elect():
     assert lanes(code, data).tolist() == [0] * 5 + [0xFFFFFFE0] * 27
     code = "elect.sync %r9|%p1, 0xfffffff0; selp.u32 %r2, 100, 0, %p1; add.u32 %r9, %r9, %r2;"
     assert lanes(code, data).tolist() == [104 if k == 4 else 4 for k in range(32)]
+
+
+def test_a_warp_that_the_guard_holds_back_is_not_divergent():
+    data = np.arange(64, dtype=np.uint32)
+    got = lanes("mov.u32 %r9, 99; setp.lt.u32 %p1, %r50, 32; @%p1 shfl.sync.idx.b32 %r9, %r1, 5, 31, -1;", data)
+    assert got.tolist() == [5] * 32 + [99] * 32
+
+
+OUT_OF_LINE = """
+    mov.u32 %r2, dynamic; setp.eq.u32 %p1, %r50, 3; @%p1 bra COLD;
+JOIN:
+    bar.warp.sync -1; ld.shared.u32 %r9, [%r2]; bra END;
+COLD:
+    mov.u32 %r3, 9; st.shared.u32 [%r2], %r3; bra JOIN;
+END:
+"""
+
+
+@pytest.mark.parametrize("size", [32, 48])
+def test_bar_warp_sync_waits_for_lanes_that_took_another_way(size):
+    code = OUT_OF_LINE.replace("%r50, 3;", "%r10, 3;").replace("mov.u32 %r2,", "and.b32 %r10, %r50, 31; mov.u32 %r2,")
+    assert lanes(code, np.zeros(size, np.uint32), shared=16).tolist() == [9] * size
+
+
+def test_deadlock_at_a_bar_warp_sync():
+    with pytest.raises(Deadlock, match=r"lanes \[0, 1, 2, 4, .*\] of warp 0 wait at `bar.warp.sync -1`"):
+        lanes(OUT_OF_LINE.replace("bra JOIN;", "barrier.sync 1, 64;"), np.zeros(32, np.uint32), shared=16)

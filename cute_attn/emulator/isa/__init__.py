@@ -17,6 +17,7 @@ from . import (
     move,
     special,
     warp,
+    warp_barrier,
 )
 
 FAMILIES = (
@@ -36,4 +37,5 @@ FAMILIES = (
     move,
     special,
     warp,
+    warp_barrier,
 )

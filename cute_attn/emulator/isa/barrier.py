@@ -1,4 +1,8 @@
-"""Named barriers of a CTA: bar and barrier, .sync, .arrive and .red, with and without a thread count."""
+"""Named barriers of a CTA: bar and barrier, .sync and .arrive, with and without a thread count.
+
+A thread count counts whole warps: the lanes that a warp's end of the block leaves empty, or that have exited, arrive
+with the others of their warp.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +25,8 @@ BARRIERS = 16
 @dataclass
 class NamedBarriers:
     """Per CTA and barrier: arrivals that do not wait, the expected count (0: every thread); per lane: where it waits.
+
+    `at` is a barrier's number, or -1.
 
     `reading` is the index of the bar instruction at which a lane waits, for reports.
     """
@@ -66,37 +72,59 @@ def arrive_at(
     wave.pc[group.lanes] = block + 1
     taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
     lanes = group.lane_numbers[taking]
-    if aligned and guard is None:
-        _check_convergence(wave, group, index)
-    numbers = np.broadcast_to(number, (group.size,))[taking].astype(np.int64)
     if lanes.size == 0:
         return
+    if aligned:
+        _check_convergence(wave, group, lanes, index)
+    numbers = np.broadcast_to(number, (group.size,))[taking].astype(np.int64)
     if numbers.max() >= BARRIERS:
         group.fail(InvalidOperand, index, int(np.argmax(numbers)), f"barrier {int(numbers.max())}: there are 16")
     ctas = wave.cta_of_lane[lanes]
     if count is not None:
-        state.expected[ctas, numbers] = np.broadcast_to(count, (group.size,))[taking]
+        state.expected[ctas, numbers] = _checked_count(group, count, index)[taking]
     if wait:
         state.at[lanes] = numbers
         state.reading[lanes] = index
         wave.waiting[lanes] = True
     else:
+        here = np.zeros(wave.lanes, bool)
+        here[lanes] = True
         np.add.at(state.arrived, (ctas, numbers), 1)
+        # An aligned arrival is that of its whole warp, so the lanes that are gone are added here and only here.
+        gone = np.flatnonzero(_with_absent(wave, here) & ~here) if aligned else lanes[:0]
+        leaders = np.searchsorted(lanes // 32, gone // 32)
+        np.add.at(state.arrived, (ctas[leaders], numbers[leaders]), 1)
     _release(wave, state, np.unique(ctas))
 
 
-def _check_convergence(wave: Wave, group: Group, index: int) -> None:
-    """An aligned barrier needs all threads of a warp that have not exited."""
-    if group.has_whole_warps:
+def _checked_count(group: Group, count: Any, index: int) -> Array:
+    counts = np.broadcast_to(count, (group.size,))
+    if (wrong := (counts == 0) | (counts % 32 != 0)).any():
+        position = int(np.argmax(wrong))
+        group.fail(
+            InvalidOperand, index, position, f"{int(counts[position])} threads: a barrier counts in warps, 32 or more"
+        )
+    return counts
+
+
+def _with_absent(wave: Wave, here: Array) -> Array:
+    """`here` [lanes] and the lanes of the same warps that have exited or never were."""
+    warps = here.reshape(-1, 32).any(1)
+    return here | ((wave.pc >= EXIT) & np.repeat(warps, 32))
+
+
+def _check_convergence(wave: Wave, group: Group, lanes: Array, index: int) -> None:
+    """An aligned barrier needs all threads of a warp that have not exited: `lanes` are those that execute it."""
+    if group.has_whole_warps and lanes.size == group.size:
         return
     here = np.zeros(wave.lanes, bool)
-    here[group.lanes] = True
-    alive = (wave.pc < EXIT) | here
+    here[lanes] = True
+    alive = wave.pc < EXIT
     warps = here.reshape(-1, 32).any(1)
     missing = (alive & ~here).reshape(-1, 32).any(1) & warps
     if missing.any():
         warp = int(np.flatnonzero(missing)[0])
-        position = int(np.searchsorted(group.lane_numbers, warp * 32))
+        position = int(np.searchsorted(group.lane_numbers, lanes[lanes // 32 == warp][0]))
         present = int(here.reshape(-1, 32)[warp].sum())
         group.fail(
             DivergentWarp, index, position, f"barrier reached by {present} lanes of a warp and not by the others"
@@ -109,9 +137,10 @@ def _release(wave: Wave, state: NamedBarriers, ctas: Array) -> None:
     alive_count = (wave.pc.reshape(shape)[ctas] < EXIT).sum(1)
     for number in np.unique(at[at >= 0]):
         waiting = (at == number).sum(1)
-        total = waiting + state.arrived[ctas, number]
         expected = state.expected[ctas, number]
-        complete = (total >= np.where(expected > 0, expected, alive_count)) & (waiting > 0)
+        counted = _with_absent(wave, state.at == number).reshape(shape)[ctas].sum(1) + state.arrived[ctas, number]
+        all_came = waiting + state.arrived[ctas, number] >= alive_count
+        complete = np.where(expected > 0, counted >= expected, all_came) & (waiting > 0)
         if not complete.any():
             continue
         done = ctas[complete]
@@ -137,8 +166,11 @@ def _explain(wave: Wave) -> list[str]:
         for number in np.unique(at[cta][at[cta] >= 0]):
             waiting = np.flatnonzero(at[cta] == number)
             text = wave.kernel.instructions[int(state.reading[first + waiting[0]])].text
-            expected = int(state.expected[cta, number]) or int((wave.pc.reshape(at.shape)[cta] < EXIT).sum())
-            came = waiting.size + int(state.arrived[cta, number])
+            counted = int(state.expected[cta, number])
+            expected = counted or int((wave.pc.reshape(at.shape)[cta] < EXIT).sum())
+            here = state.at == number
+            came = int((_with_absent(wave, here) if counted else here).reshape(at.shape)[cta].sum())
+            came += int(state.arrived[cta, number])
             missing = sorted({int(t) // 32 for t in np.flatnonzero(at[cta] != number) if t < wave.threads})
             lines.append(
                 f"CTA {wave.locate(first)[0]}: barrier {int(number)} has {came} of {expected} threads; "

@@ -133,6 +133,8 @@ def extend(b: BlockBuilder, i: Instruction) -> None:
     x, length = b.read(i.operands[1], kind.numpy), b.read(i.operands[2], "uint32")
     if "wrap" in i.parts:
         length = f"({length} & {b.constant(31, 'uint32')})"
+    else:
+        length = f"minimum({length}, {b.constant(32, 'uint32')})"
     b.write(i.operands[0], f"bit_field_extract({x}, {b.constant(0, 'uint32')}, {length})", kind.numpy)
 
 

@@ -74,24 +74,28 @@ def setp(b: BlockBuilder, i: Instruction) -> None:
     x, y = _sources(b, i, kind, i.operands[1:3])
     result = b.assign(_compare(i.parts[1], x, y, kind.kind in ("f", "bf16")))
     first, _, second = (part.strip() for part in i.operands[0].partition("|"))
-    b.write(first, _combine(b, i, result, 3), "bool")
+    # Both before either is written: the combined predicate may be one of the two.
+    values = [b.assign(_combine(b, i, value, 3)) for value in (result, f"~{result}")]
+    b.write(first, values[0], "bool")
     if second:
-        b.write(second, _combine(b, i, f"~{result}", 3), "bool")
+        b.write(second, values[1], "bool")
 
 
 def _setp_packed(b: BlockBuilder, i: Instruction, kind: PtxType) -> None:
     """p compares the low halves, q the high ones."""
     x, y = (b.assign(f"half_lanes(G, {b.read(o, 'uint32')}, {kind.name!r})") for o in i.operands[1:3])
     result = b.assign(_compare(i.parts[1], x, y, True))
-    for n, dest in enumerate(part.strip() for part in i.operands[0].split("|")):
-        b.write(dest, _combine(b, i, f"{result}[{n}::2]", 3), "bool")
+    dests = [part.strip() for part in i.operands[0].split("|")]
+    values = [b.assign(_combine(b, i, f"{result}[{n}::2]", 3)) for n in range(len(dests))]
+    for dest, value in zip(dests, values, strict=True):
+        b.write(dest, value, "bool")
 
 
 @emits("set", modifiers=_COMPARISONS)
 def set_value(b: BlockBuilder, i: Instruction) -> None:
     """set.cmp.dtype.stype: 1.0 for f32, all ones for an integer, else zero."""
     kinds = [k for p in i.parts[1:] if (k := ptx_type(p)) is not None and k.name != "pred"]
-    if len(kinds) != 2 or kinds[1].name.endswith("x2"):
+    if len(kinds) != 2 or kinds[0].kind == "bf16" or kinds[1].name.endswith("x2"):
         raise UnknownInstruction(i.opcode)
     dest, source = kinds
     x, y = _sources(b, i, source, i.operands[1:3])
@@ -113,9 +117,11 @@ def selp(b: BlockBuilder, i: Instruction) -> None:
 def slct(b: BlockBuilder, i: Instruction) -> None:
     """slct.dtype.s32/f32: a where c >= 0, else b; a NaN selects b."""
     kinds = [k for p in i.parts[1:] if (k := ptx_type(p)) is not None]
+    if len(kinds) != 2:
+        raise UnknownInstruction(i.opcode)
     dest, test = kinds
     x, y = (b.read(o, dest.numpy) for o in i.operands[1:3])
-    c = b.read(i.operands[3], test.numpy)
+    (c,) = _sources(b, i, test, i.operands[3:4])
     b.write(i.operands[0], f"where({c} >= {b.constant(0, test.numpy)}, {x}, {y})", dest.numpy)
 
 

@@ -40,9 +40,19 @@ def _kinds(i: Instruction) -> tuple[PtxType, PtxType]:
     return kinds[0], kinds[1]
 
 
+def _refuse_roundings(i: Instruction, dest: PtxType) -> None:
+    """Forms that no encoder here has: directed rounding to a narrow float, and a tf32 that saturates."""
+    narrow = dest.name in _PACKED or dest.name in ("f16", "bf16", "tf32")
+    if narrow and ("rm" in i.parts or "rp" in i.parts):
+        raise UnknownInstruction(i.opcode)
+    if dest.name == "tf32" and "satfinite" in i.parts:
+        raise UnknownInstruction(i.opcode)
+
+
 @emits("cvt", modifiers="rn rz rm rp rna rni rzi rmi rpi ftz sat satfinite relu")
 def cvt(b: BlockBuilder, i: Instruction) -> None:
     dest, source = _kinds(i)
+    _refuse_roundings(i, dest)
     if dest.name in _PACKED:
         _to_packed(b, i, dest, source)
     elif dest.name == "tf32":

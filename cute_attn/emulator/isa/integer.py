@@ -39,6 +39,8 @@ def add_sub(b: BlockBuilder, i: Instruction) -> None:
     kind = integer_type(i)
     sign = "+" if i.parts[0] == "add" else "-"
     if "sat" in i.parts:
+        if kind.name != "s32":
+            raise UnknownInstruction(i.opcode)
         x, y = (b.read(o, "int32") for o in i.operands[1:3])
         b.write(i.operands[0], f"saturate_to({x}.astype(int64) {sign} {y}, int32)", "int32")
         return

@@ -76,7 +76,7 @@ def load(b: BlockBuilder, i: Instruction) -> None:
         _load_parameters(b, i, dests, kind, name[1])
         return
     dtype = "uint32" if space in ("shared", "local") else "uint64"
-    if space in ("param", "const"):
+    if space == "const":
         space = "generic"
     address = address_expression(b, i.operands[1], dtype)
     values = b.checked(f"load_{space}(G, {address}, {kind.bytes}, {len(dests)}, {b.mask}, {i.index})")

@@ -54,7 +54,10 @@ def _unpack(b: BlockBuilder, elements: list[str], source: str, bits: int) -> Non
 
 @emits("cvta")
 def cvta(b: BlockBuilder, i: Instruction) -> None:
-    """Generic addresses of shared, local and parameter memory are offsets in windows; global ones are themselves."""
+    """Generic addresses of shared, local and parameter memory are offsets in windows; global ones are themselves.
+
+    What `mov` gives for a variable or parameter is the offset.
+    """
     parts = i.parts
     to_space = parts[1] == "to"
     space = parts[2] if to_space else parts[1]

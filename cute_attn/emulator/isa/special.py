@@ -90,6 +90,11 @@ def one(group: Group) -> Any:
     return np.uint32(1)
 
 
-@special("%dynamic_smem_size", "%total_smem_size")
+@special("%total_smem_size")
 def shared_size(group: Group) -> Any:
     return np.uint32(group.wave.shared_bytes)
+
+
+@special("%dynamic_smem_size")
+def dynamic_shared_size(group: Group) -> Any:
+    return np.uint32(max(group.wave.shared_bytes - group.wave.kernel.dynamic_shared_start, 0))

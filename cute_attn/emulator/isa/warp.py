@@ -1,4 +1,4 @@
-"""Exchanges inside a warp: shfl, vote, redux, match, activemask, elect, bar.warp.sync.
+"""Exchanges inside a warp: shfl, vote, redux, match, activemask, elect.
 
 The lanes that a member mask names must execute the instruction together; lanes that have exited do not count.
 """
@@ -76,11 +76,6 @@ def elect(b: BlockBuilder, i: Instruction) -> None:
         b.write(leader, f"{pair}[1]", "bool")
 
 
-@emits("bar.warp.sync")
-def warp_barrier(b: BlockBuilder, i: Instruction) -> None:
-    """Lanes of a warp step together, and memory operations are in order: there is nothing to wait for."""
-
-
 # ---- the warp as a table of 32 columns
 
 
@@ -118,9 +113,10 @@ class _Warps:
         group = self.group
         named = self.table(np.asarray(mask, np.uint32))[:, :, None] >> np.arange(32, dtype=np.uint32)
         lanes_named = (named & np.uint32(1)).astype(bool)
-        # Every present lane states the mask; they must agree, so the first present one speaks for the warp.
+        # Every present lane states the mask; they must agree, so the first present one speaks for the warp. Of a warp
+        # whose lanes the guard holds back, nobody is named.
         first = self.present.argmax(1)
-        union = lanes_named[np.arange(self.rows), first]
+        union = lanes_named[np.arange(self.rows), first] & self.present.any(1, keepdims=True)
         absent = union & ~self.present
         if absent.any():
             warp_start = (group.lane_numbers - self.column)[np.searchsorted(self.row, np.arange(self.rows))]
