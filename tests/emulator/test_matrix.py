@@ -318,3 +318,18 @@ def test_warp_wide_instruction_under_divergence(instruction):
     with pytest.raises(DivergentWarp, match="executed by 30 of the 32 lanes"):
         run(body.replace("LIMIT", "62"), block=(64, 1, 1), shared=1024)
     run(body.replace("LIMIT", "32"), block=(64, 1, 1), shared=1024)
+
+
+def test_uniform_fragments_in_groups_of_changing_size():
+    """Warps leave the loop one after another while both operands stay the same scalars in registers."""
+    out = np.zeros(128, np.float32)
+    body = """
+        mov.b32 %r10, 0x3c003c00; mov.b32 %r21, 0; shr.u32 %r30, %r50, 5; bar.sync 0;
+    LOOP:
+        mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32
+            {%r21, %r22, %r23, %r24}, {%r10, %r10, %r10, %r10}, {%r10, %r10}, {%r21, %r21, %r21, %r21};
+        setp.ne.u32 %p1, %r30, 0; sub.u32 %r30, %r30, 1; @%p1 bra LOOP;
+        mad.wide.u32 %rd5, %r50, 4, %rd0; st.global.b32 [%rd5], %r21;
+    """
+    run(body, {"out": out}, block=(128, 1, 1))
+    assert out.tolist() == [16.0 * (warp + 1) for warp in range(4) for _ in range(32)]

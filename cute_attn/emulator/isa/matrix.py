@@ -17,6 +17,7 @@ With f16 accumulators every mma rounds its result to f16.
 
 from __future__ import annotations
 
+import operator
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -215,19 +216,18 @@ def _product(left: Array, right: Array) -> Array:
 
 
 def _cached(group: Group, key: tuple[int, str], tiles: Fragments, make: Any) -> Array:
-    """The unpacked fragments of this call site, made anew only if a register holds another array than last time."""
+    """The unpacked fragments of this call site, made anew only if a register holds another array than last time.
+
+    The number of lanes counts too: a register that is the same in all lanes is one scalar for every group.
+    """
     cache = group.wave.state.setdefault("fragments", {})
     registers = [register for tile in tiles for fragment in tile for register in fragment]
-    held = cache.get(key)
-    if held is not None and len(held[0]) == len(registers) and all(map(_same, held[0], registers)):
-        return held[1]
+    size, known, unpacked = cache.get(key, (0, (), None))
+    if size == group.size and all(map(operator.is_, known, registers)):
+        return unpacked
     unpacked = make()
-    cache[key] = (registers, unpacked)
+    cache[key] = (group.size, registers, unpacked)
     return unpacked
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b
 
 
 @helper
