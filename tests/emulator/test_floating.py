@@ -175,3 +175,15 @@ def test_mixed_precision(half):
     assert (evaluate(f"sub.rn.f32.{half} %d, %a, %b;", [bits[0], c], np.float32) == wide_a - c).all()
     exact = (wide_a.astype(np.float64) * wide_b + c).astype(np.float32)
     assert (evaluate(f"fma.rn.f32.{half} %d, %a, %b, %c;", [*bits, c], np.float32) == exact).all()
+
+
+@pytest.mark.parametrize(
+    "tiny,expected", [(1e-30, (12582912, 12582913, 12582912)), (-1e-30, (12582911, 12582912, 12582911))]
+)
+def test_directed_sums_see_what_float64_drops(tiny, expected):
+    """(rm, rp, rz) of 12582912 + tiny, whose float64 sum is 12582912."""
+    x, y = np.array([12582912], np.float32), np.array([tiny], np.float32)
+    for rounding, result in zip(("rm", "rp", "rz"), expected, strict=True):
+        assert evaluate(f"add.{rounding}.f32 %d, %a, %b;", [x, y], np.float32) == result
+        assert evaluate(f"sub.{rounding}.f32 %d, %a, %b;", [x, -y], np.float32) == result
+        assert evaluate(f"fma.{rounding}.f32 %d, %a, 0f3F800000, %b;", [x, y], np.float32) == result

@@ -4,7 +4,7 @@ Exactness against hardware:
 * add, sub, mul, div.rn, rcp.rn, sqrt.rn: correctly rounded, as the hardware's.
 * fma.f32: computed in float64, where the product is exact, and rounded to odd before the rounding to float32 wherever
   that could matter: correctly rounded except in the subnormal range. fma.f64 rounds twice (numpy has no fused one).
-* rz, rm, rp: the float64 result is rounded in that direction; exact for mul, within one rounding of float64 for others.
+* rz, rm, rp of f32: computed likewise and rounded in that direction; exact except for fma in the subnormal range.
 * approx forms (rcp, rsqrt, sqrt, div, ex2, lg2, sin, cos, tanh): numpy's float32 function, at most about 1 ulp off; the
   hardware's own tables differ in the last bits.
 * .ftz flushes subnormal inputs and outputs to zero, keeping the sign. Without it, min and max follow numpy on signed
@@ -51,6 +51,14 @@ def _rounding(i: Instruction) -> str | None:
     return next((r for r in _ROUNDINGS if r in i.parts), None)
 
 
+def _directed(name: str, x: str, y: str, rounding: str) -> str:
+    """add, sub or mul of two float32 expressions."""
+    x, y = f"{x}.astype(float64)", f"{y}.astype(float64)"
+    if name == "mul":
+        return f"directed({x} * {y}, {rounding!r})"
+    return f"sum_f32({x}, {'-' if name == 'sub' else ''}{y}, {rounding!r})"
+
+
 @emits("add", "sub", "mul", types="f32 f64", modifiers="rn rz rm rp ftz sat")
 def arithmetic(b: BlockBuilder, i: Instruction) -> None:
     dtype, (x, y) = _operands(b, i, 2)
@@ -58,8 +66,7 @@ def arithmetic(b: BlockBuilder, i: Instruction) -> None:
     if rounding is None:
         expression = f"{x} {_SIGNS[i.parts[0]]} {y}"
     elif dtype == "float32":
-        wide = f"{x}.astype(float64) {_SIGNS[i.parts[0]]} {y}.astype(float64)"
-        expression = f"directed({wide}, {rounding!r})"
+        expression = _directed(i.parts[0], x, y, rounding)
     else:
         raise UnknownInstruction(i.opcode)
     _finish(b, i, expression, dtype)
@@ -73,10 +80,8 @@ def fused_multiply_add(b: BlockBuilder, i: Instruction) -> None:
         if rounding:
             raise UnknownInstruction(i.opcode)
         expression = f"{x} * {y} + {z}"
-    elif rounding:
-        expression = f"directed({x}.astype(float64) * {y}.astype(float64) + {z}.astype(float64), {rounding!r})"
     else:
-        expression = f"fma_f32({x}, {y}, {z})"
+        expression = f"fma_f32({x}, {y}, {z}, {rounding or 'rn'!r})"
     _finish(b, i, expression, dtype)
 
 
@@ -155,11 +160,9 @@ def mixed(b: BlockBuilder, i: Instruction) -> None:
     values = [*map(b.assign, narrow), b.read(i.operands[-1], "float32")]
     rounding = _rounding(i)
     if i.parts[0] == "fma":
-        exact = "directed({0}.astype(float64) * {1}.astype(float64) + {2}.astype(float64), {3!r})"
-        expression = exact.format(*values, rounding) if rounding else f"fma_f32({', '.join(values)})"
+        expression = f"fma_f32({', '.join(values)}, {rounding or 'rn'!r})"
     elif rounding:
-        wide = f" {_SIGNS[i.parts[0]]} ".join(f"{v}.astype(float64)" for v in values)
-        expression = f"directed({wide}, {rounding!r})"
+        expression = _directed(i.parts[0], values[0], values[1], rounding)
     else:
         expression = f" {_SIGNS[i.parts[0]]} ".join(values)
     _finish(b, i, expression, "float32")
@@ -201,27 +204,33 @@ def directed(x: Any, rounding: str) -> Any:
     return round_f32(x, rounding)
 
 
-_HALFWAY_MASK = np.uint64(0x1FFF_FFFF)
+_DROPPED_BITS = np.uint64(0x1FFF_FFFF)  # of float64, by float32
 _HALFWAY = np.uint64(0x1000_0000)
+_NONE = np.uint64(0)
 
 
 @helper
-def fma_f32(x: Any, y: Any, z: Any) -> Any:
-    """x * y + z rounded once (in the normal range).
+def sum_f32(x: Any, y: Any, rounding: str) -> Any:
+    """x + y of float64, rounded once to float32 (in the normal range).
 
-    The product is exact in float64. The sum may be rounded there; that changes the final result only if it lands on
-    a midpoint of two float32, so only such sums are corrected by the sign of what the rounding dropped.
+    The sum may be rounded in float64 first. That changes the final result only if it lands where the final rounding
+    changes its mind, on a midpoint of two float32 ("rn") or on a float32 (the directed modes), so only such sums are
+    corrected by the sign of what the rounding dropped.
     """
-    product = x.astype(np.float64) * y.astype(np.float64)
-    addend = z.astype(np.float64)
-    total = product + addend
-    halfway = (total.view(np.uint64) & _HALFWAY_MASK) == _HALFWAY
-    if halfway.any():
-        back = total - product
-        dropped = (product - (total - back)) + (addend - back)
+    total = x + y
+    critical = (total.view(np.uint64) & _DROPPED_BITS) == (_HALFWAY if rounding == "rn" else _NONE)
+    if critical.any():
+        back = total - x
+        dropped = (x - (total - back)) + (y - back)
         nudged = np.nextafter(total, np.where(dropped > 0, np.inf, -np.inf))
-        total = np.where(halfway & (dropped != 0) & np.isfinite(total), nudged, total)
-    return total.astype(np.float32)
+        total = np.where(critical & (dropped != 0) & np.isfinite(total), nudged, total)
+    return total.astype(np.float32) if rounding == "rn" else round_f32(total, rounding)
+
+
+@helper
+def fma_f32(x: Any, y: Any, z: Any, rounding: str) -> Any:
+    """x * y + z: the product is exact in float64."""
+    return sum_f32(x.astype(np.float64) * y.astype(np.float64), z.astype(np.float64), rounding)
 
 
 @helper
@@ -272,13 +281,9 @@ def packed_f32(name: str, rounding: str, ftz: bool, *values: Any) -> Any:
     if ftz:
         values = tuple(flush(v) for v in values)
     if name == "fma":
-        result = fma_f32(*values) if rounding == "rn" else None
-        wide = values[0].astype(np.float64) * values[1].astype(np.float64)
-        wide = wide + values[2] if result is None else wide
+        x, y, z = values
+        result = fma_f32(x, y, z, rounding)
     else:
-        left, right = (v.astype(np.float64) for v in values)
-        wide = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[name](left, right)
-        result = None
-    if result is None:
-        result = round_f32(wide, rounding)
+        x, y = (v.astype(np.float64) for v in values)
+        result = round_f32(x * y, rounding) if name == "mul" else sum_f32(x, -y if name == "sub" else y, rounding)
     return (flush(result) if ftz else result).view(np.uint64)
