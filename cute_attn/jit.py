@@ -13,6 +13,7 @@ A kernel class has
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -134,7 +135,10 @@ def build(kernel_class: type, config: Any, arch: str) -> Program:
     if not disk_cache_enabled():
         return _compile(kernel_class, config, arch)
     key = "\n".join((_qualified_name(kernel_class), _own_source(kernel_class), repr(config), arch))
-    entry = _cache().get(key, lambda: _compile(kernel_class, config, arch).to_entry())
+    with (
+        _compile_lock
+    ):  # before the entry's own lock, as in `load`: in the other order two threads can block each other
+        entry = _cache().get(key, lambda: _compile(kernel_class, config, arch).to_entry())
     return Program.from_entry(entry)
 
 
@@ -167,6 +171,8 @@ def _check_config(config: Any) -> None:
     if not dataclasses.is_dataclass(config) or isinstance(config, type) or not config.__dataclass_params__.frozen:  # type: ignore[attr-defined]
         raise TypeError(f"a kernel's configuration must be a frozen dataclass, got {type(config).__name__}")
     for field in dataclasses.fields(config):
+        if not field.repr:
+            raise TypeError(f"{type(config).__name__}.{field.name} must be part of the repr, which is the key")
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             _check_config(value)
@@ -196,17 +202,38 @@ def _version() -> str:
     }
     for fact in (
         "program 1",
-        importlib.metadata.version("nvidia-cutlass-dsl"),
-        importlib.metadata.version("apache-tvm-ffi"),
+        *_compiler_packages(),
         sys.version,
         platform.machine(),
+        _cpu_features(),
         repr(sorted(settings.items())),
     ):
         digest.update(fact.encode() + b"\0")
     for directory in kernels.__path__:
         for file in sorted(Path(directory).rglob("*.py")):
-            digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
+            digest.update(str(file.relative_to(directory)).encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _compiler_packages() -> list[str]:
+    """Name and version of the CuTe DSL, of TVM-FFI, and of the DSL's libraries: for CUDA 12 or 13, which differ."""
+    names = ["nvidia-cutlass-dsl", "apache-tvm-ffi"]
+    optional = ["nvidia-cutlass-dsl-libs-base", "nvidia-cutlass-dsl-libs-core"]
+    optional += [f"nvidia-cutlass-dsl-libs-cu{major}" for major in (12, 13)]
+    found = [f"{name} {importlib.metadata.version(name)}" for name in names]
+    for name in optional:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{name} {importlib.metadata.version(name)}")
+    return found
+
+
+def _cpu_features() -> str:
+    """What this CPU can do: host code is compiled for it, and a home directory may be shared with a lesser machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
 
 def _cache() -> DiskCache:

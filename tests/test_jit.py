@@ -134,6 +134,28 @@ def test_threads_that_want_the_same_entry_build_it_once(tmp_path: Path) -> None:
     assert len(built) == 1
 
 
+def test_build_and_load_in_two_threads_do_not_block_each_other(compilations: list, own_cache: Path) -> None:
+    """While a thread holds the compiler, as `load` does, another one's `build` must not hold the entry's lock."""
+    with jit._compile_lock:
+        builder = threading.Thread(target=jit.build, args=(ScaledCopy, CONFIG, "sm_80"), daemon=True)
+        builder.start()
+        builder.join(0.3)
+        assert not entries(own_cache, "*.lock")
+    builder.join(10)
+    assert len(compilations) == 1
+
+
+def test_compiler_packages_and_cpu_are_part_of_the_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    version = jit._version.__wrapped__()
+    assert version == jit._version.__wrapped__()
+    monkeypatch.setattr(jit, "_cpu_features", lambda: "flags: fewer")
+    other_cpu = jit._version.__wrapped__()
+    installed = jit._compiler_packages()
+    assert any(package.startswith("nvidia-cutlass-dsl-libs-cu") for package in installed)
+    monkeypatch.setattr(jit, "_compiler_packages", lambda: ["nvidia-cutlass-dsl 0"])
+    assert len({version, other_cpu, jit._version.__wrapped__()}) == 3
+
+
 def test_two_processes_race_for_one_entry(tmp_path: Path) -> None:
     """Both get the same bytes, one of them builds, and nothing temporary is left."""
     program = textwrap.dedent(
@@ -195,7 +217,17 @@ def test_a_configuration_must_be_frozen_and_plain() -> None:
     class Odd:
         threads: object = object()
 
-    for config, problem in ((Changing(), "frozen dataclass"), ({"threads": 32}, "frozen"), (Odd(), "plain value")):
+    @dataclasses.dataclass(frozen=True)
+    class Hiding:
+        threads: int = dataclasses.field(default=32, repr=False)
+
+    refused = (
+        (Changing(), "frozen dataclass"),
+        ({"threads": 32}, "frozen"),
+        (Odd(), "plain value"),
+        (Hiding(), "repr"),
+    )
+    for config, problem in refused:
         with pytest.raises(TypeError, match=problem):
             jit.build(ScaledCopy, config, "sm_80")
 

@@ -37,6 +37,17 @@ def test_compiled_on_first_use_and_kept(not_installed: Path, monkeypatch: pytest
     assert runtime.runtime_library.__wrapped__() == library
 
 
+def test_compiled_for_this_process_where_the_cache_cannot_be_written(
+    not_installed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocked = not_installed / "file"
+    blocked.write_text("")
+    monkeypatch.setenv("CUTE_ATTN_CACHE_DIR", str(blocked))
+    with pytest.warns(UserWarning, match="CUTE_ATTN_CACHE_DIR"):
+        library = runtime.runtime_library.__wrapped__()
+    assert ctypes.CDLL(str(library)).cute_attn_runtime_version() == 1
+
+
 def test_without_a_compiler(not_installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(not_installed))
     monkeypatch.setenv("CC", "")

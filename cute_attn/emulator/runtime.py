@@ -6,6 +6,7 @@ Python. What the calls mean is decided in `capture`.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 import hashlib
@@ -15,6 +16,7 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,8 @@ class Callbacks(ctypes.Structure):
 def runtime_library() -> Path:
     """The shared library that stands in for the CUDA runtime.
 
-    Built by the install where that found a C compiler; otherwise compiled on first use into the cache directory.
+    Built by the install where that found a C compiler; otherwise compiled on first use into the cache directory, or
+    for this process alone, with a warning, where that cannot be written.
     Raises RuntimeError, saying what to install, where neither is possible.
     """
     for suffix in importlib.machinery.EXTENSION_SUFFIXES:
@@ -96,10 +99,19 @@ def _compiled_on_first_use() -> Path:
     target = cache_root() / "runtime" / f"runtime-{key}.so"
     if target.exists() and _version(target) == _INTERFACE_VERSION:
         return target
-    with tempfile.TemporaryDirectory() as scratch:
-        built = Path(scratch) / "runtime.so"
-        _compile(built)
+    scratch = Path(tempfile.mkdtemp(prefix="cute-attn-"))
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    built = scratch / "runtime.so"
+    _compile(built)
+    try:
         write_atomically(target, built.read_bytes())
+    except OSError as error:
+        warnings.warn(
+            f"the emulator's runtime library is not kept, because {target.parent} cannot be written ({error}); "
+            "set CUTE_ATTN_CACHE_DIR to a directory that can",
+            stacklevel=3,
+        )
+        return built
     return target
 
 
