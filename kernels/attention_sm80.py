@@ -59,7 +59,46 @@ class AttentionConfig:
 
 
 class AttentionSm80:
-    """out = softmax(softmax_scale · q kᵀ) v from INT8 operands, one CTA per block of query rows and head."""
+    """out = softmax(softmax_scale · q kᵀ) v from quantised operands, by warp-level MMAs.
+
+    A CTA of `warps` warps owns 16·m_tiles·warps query rows of one head and walks that head's KV tiles of 64 tokens from
+    the last to the first. There are no specialised warps: every warp has its own rows and plays all roles in turn.
+
+    Roles
+        load      `load_queries` once; `KvPipeline`: whole tile images by cp.async, `stages` - 1 ahead
+        mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, row sums += P·1)
+        softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update` and `.probabilities`
+        epilogue  `store_output`, `store_lse`
+
+    Tiles, with CTA_Q = 128, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte address)
+        tensor  memory     logical shape          layout                                  swizzle  owner, lifetime
+        sQ      shared     (row, byte) (128,128)  (128,(32,4)):(32,(1,4096)), s8          <1,4,3>  CTA, whole kernel
+        sK      shared     (token, dim) (64,128)  TileImage.k, s8                         <1,4,3>  CTA, one stage
+        sV      shared     (channel, token)       TileImage.v, s8                         <1,4,3>  CTA, one stage
+        sScale  shared     (2, token) (2,64)      (2,64):(64,1), f32                      none     CTA, one stage
+        S       registers  (32, 64) per warp      ((2,2),2,8), s32 read as f32: 64        -        warp, one tile
+        P       registers  (32, 64) per warp      ((4,2,2),2,2), u8: 16                   -        warp, one tile
+        O       registers  (32, 128) per warp     ((2,2),2,16), s32: 128                  -        warp, whole kernel
+        sums    registers  (32) per warp          ((2,2)), s32: 4                         -        warp, whole kernel
+    Shared memory: 16 KiB of Q and two stages of 16.5 KiB, 49 KiB: two CTAs share a multiprocessor of sm_86 and sm_89.
+
+    One KV tile
+        wait, barrier   this tile has arrived, and the stage of the previous one is free: request the next into it
+        S = Q·Kᵀ        64 IMMA, Q and K by ldmatrix.x4, started at 0x4B400000 so that no I2F follows
+        y = S·c         one FFMA a score, one FMNMX for the lane's row maxima
+        vote            does any score of the warp pass its row's limit? Seldom after the first tiles: then (and only
+                        then) shuffles, a new integer maximum, and O and sums shifted right
+        P = u8(2^x)     FFMA, MUFU.EX2, and 1.25 slots of packing per four
+        O += P·V        64 IMMA; P is S's registers, lane by lane, because K's rows are permuted in the image
+        sums += P·1     4 IMMA with a matrix of ones: the row sums of the very P that is used, and no additions
+
+    Registers are what shapes this: O, S and sums take 196 of 255, so K's and V's fragments, the row state and every
+    address share the other 59. Hence one register per operand with immediates behind it, the tile as one linear block,
+    a rescale block that is rarely entered, and masks in a loop of their own. What bounds it: the tensor pipe, 16.5
+    cycles of an sm_80 sub-partition per 32 scores, against 9.2 issue slots (12.3 in tiles that rescale), 8 cycles of
+    the XU pipe (2^x alone) and 12.2 of the shared memory pipe. 16-row warps would load K and V twice as often and be
+    bound by shared memory.
+    """
 
     def __init__(self, config: AttentionConfig):
         if reason := self.can_implement(config):
@@ -132,7 +171,19 @@ class AttentionSm80:
         softmax_scale_log2: Float32,
         stream: Any,
     ):
-        """See `AttentionConfig` for what is static."""
+        """Launch.
+
+        q:        int8 [B, Hq, Sq, D], compact, as q_scale and q_bias (float32 [B, Hq, Sq])
+        q_scale:  factor from int8 to Q
+        q_bias:   q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row whose
+                  scale or bias is not finite becomes NaN, and no other row does
+        image:    uint8 [B, Hkv, T, bytes], compact: the recipe's KV tile images; query head h reads head h // (Hq/Hkv)
+        v_scale:  float32 [B, Hkv, D], compact: factor from int8 to V
+        out:      [B, Hq, Sq, D], any strides with contiguous rows aligned to `out_align` bytes
+        lse:      float32 [B, Hq, Sq], compact, natural logarithm, -inf for rows without keys; None unless `has_lse`
+        seq_k:    keys; T = ceil(seq_k / 64)
+        softmax_scale_log2: softmax_scale · log2(e), >= 0
+        """
         batch, heads, seq_q, _ = q.shape
         all_heads = batch * heads
         head_bytes = cutlass.max(image.shape[2], 1) * self.image.nbytes
@@ -235,7 +286,7 @@ class AttentionSm80:
     def attend(self, pipeline: KvPipeline, bounds: SequenceBounds, shared: cute.Pointer, row_scale: cute.Tensor) -> Any:
         """Visit the KV tiles from the last to the first; returns the softmax's final state.
 
-        Two loops with the same body: the tiles that need a mask, at most one per 64 rows and two more, and the steady
+        Two loops with the same body: the tiles that need a mask, at most one per 64 rows and one more, and the steady
         loop over all others, which has no instruction for masks. Chunks of 256 tiles bound what integers can grow by.
         """
         m_tiles = self.config.m_tiles

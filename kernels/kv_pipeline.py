@@ -23,10 +23,11 @@ class KvPipeline:
     offsets they come from, so that a whole tile costs a thread one source address, one destination address and
     immediates. All threads of the CTA call `start` and `next_tile` together.
 
-    image:     first byte of the CTA's last KV tile (global, 16-byte aligned)
-    ring:      shared memory, `stages`·`nbytes` bytes, 256-byte aligned
-    state:     int32 registers: tiles not yet requested; ring offset of the stage to be used next
-    source:    int64 register: address of this thread's first chunk of the next tile to request
+    ring:    shared memory, `stages`·`nbytes` bytes, 256-byte aligned
+    thread:  index in the CTA
+    state:   one int32 register: offset in the ring of the stage to be used next
+    source:  one int64 register: address of this thread's first chunk of the next tile to request
+    nbytes:  bytes of a tile
     """
 
     ring: cute.Pointer
@@ -41,6 +42,7 @@ class KvPipeline:
     def create(
         image: cute.Pointer, ring: cute.Pointer, thread: Int32, nbytes: int, stages: int, threads: int
     ) -> KvPipeline:
+        """image: first byte of the last KV tile that the CTA visits (global, 16-byte aligned)."""
         state = cute.make_rmem_tensor((1,), Int32)
         source = cute.make_rmem_tensor((1,), Int64)
         state[0] = Int32(0)
@@ -55,7 +57,7 @@ class KvPipeline:
 
     @cute.jit
     def next_tile(self, tile: Int32) -> cute.Pointer:
-        """Wait for the next tile, request the one `stages` - 1 further, return the tile's shared memory.
+        """Wait for ``tile``, request the one `stages` - 1 further, return the tile's shared memory.
 
         The barrier says two things at once: every thread's chunks of this tile have arrived, and no warp reads the
         previous tile any more, whose stage the request overwrites.
@@ -76,7 +78,7 @@ class KvPipeline:
 
     @cute.jit
     def _request(self, stage: Int32, wanted: Boolean) -> None:
-        """Ask for the next tile, if there is one; without one the group is empty, so that groups count tiles."""
+        """Ask for the next tile if ``wanted``; otherwise the group is empty, so that groups count tiles."""
         if wanted:
             source = cute.make_ptr(Uint8, self.source[0], cute.AddressSpace.gmem, assumed_align=_CHUNK)
             target = self.ring + cute.assume(stage + self.thread * _CHUNK, divby=_CHUNK)

@@ -14,6 +14,8 @@ __all__ = ["SequenceBounds"]
 class SequenceBounds:
     """Lengths of one sequence, in tokens, and the query rows [row_begin, row_begin + rows) of one CTA.
 
+    rows, tile_tokens: query rows of the CTA, keys of a KV tile
+
     Query i sees the keys below `key_limit(i)`: all of them, or if `causal` those up to i + seq_k - seq_q, so that the
     last query sees the last key. Tiles are visited from `tiles() - 1` down to 0; those from `full_tiles()` on need a
     mask, the others are seen whole by every row of the CTA.

@@ -33,6 +33,15 @@ def test_slots_at_head_dim_128(arch, causal, has_lse):
     assert steady.spills == 0
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_sm_120a_at_head_dim_128(causal):
+    """ptxas pads IMMAs there with 1.8 slots of UIADD3, and keeps one address of the causal loop in local memory."""
+    steady = attention_report("sm_120a", head_dim=128, causal=causal, has_lse=True).steady
+    assert steady.slots["all"] <= 14.0
+    assert steady.slots["fast"] <= 11.0
+    assert steady.spills <= 1
+
+
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89"])
 def test_the_tensor_pipe_is_the_largest_floor(arch):
     floors = attention_report(arch, head_dim=128).steady.floors
