@@ -48,14 +48,15 @@ def test_check_json(capsys):
     assert figures["findings"] == []
 
 
-def test_check_fails_on_a_wrong_kernel(capsys, monkeypatch):
+@pytest.mark.parametrize(("factor", "lse_shift"), [(1.01, 0.0), (1.0, 0.01)])
+def test_check_fails_on_a_wrong_kernel(capsys, monkeypatch, factor, lse_shift):
     from cute_attn.commands import check
 
     right = check.run_kernel
 
     def wrong(*arguments):
         out, lse = right(*arguments)
-        return out * 1.01, lse
+        return out * factor, lse + lse_shift
 
     monkeypatch.setattr(check, "run_kernel", wrong)
     assert cli.main(["check", "--seq-q", "40", "--seq-k", "40", "--head-dim", "64"]) == 1
@@ -112,6 +113,23 @@ def test_compile_json_and_keep(capsys, tmp_path):
 def test_compile_refuses_an_arch_without_kernel(capsys):
     assert cli.main(["compile", "--arch", "sm_100a"]) == 2
     assert "recipe 'int8' has no kernel for sm_100a" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(b"", "text.txt holds no text"), (b"caf\xe9", "text.txt is not UTF-8 text")]
+)
+def test_demo_refuses_a_file_without_text(capsys, tmp_path, content, message):
+    (tmp_path / "text.txt").write_bytes(content)
+    assert cli.main(["demo", "--text", str(tmp_path / "text.txt")]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["check", "demo"])
+def test_cuda_without_a_device(capsys, monkeypatch, command):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main([command]) == 2
+    assert "CUTE_ATTN_BACKEND=cuda, but PyTorch sees no CUDA device" in capsys.readouterr().err
 
 
 def test_demo(capsys, tmp_path):

@@ -13,11 +13,14 @@ import torch
 from cute_attn import Problem, attention, dispatch, jit, reference
 from cute_attn.arch import Arch
 from cute_attn.arguments import resolve_arch
+from cute_attn.commands.place import backend_device
 from cute_attn.problem import DTYPES, LAYOUTS
 from cute_attn.recipe import as_recipe
 
 TOLERANCE = {"float16": 2.5e-3, "bfloat16": 4.5e-3}
 """Largest relative L2 distance of kernel and simulator: both round the output once, to this dtype."""
+LSE_TOLERANCE = 1e-3
+"""Largest absolute difference of their LSEs: float32 of the same sums, the GPU's logarithm approximate."""
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
@@ -70,7 +73,7 @@ def run_kernel(
     inputs: tuple[torch.Tensor, ...], recipe: str, causal: bool, layout: str, arch: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attention` on the backend in use; out as [B, H, S, D] and lse, on the CPU."""
-    device = "cuda" if jit.backend() == "cuda" else "cpu"
+    device = backend_device()
     if layout == "bshd":
         inputs = tuple(x.transpose(1, 2).contiguous() for x in inputs)
     q, k, v = (x.to(device) for x in inputs)
@@ -125,13 +128,14 @@ def run(arguments: argparse.Namespace) -> int:
         dtype=arguments.dtype,
         causal=arguments.causal,
     )
-    device = "cuda" if jit.backend() == "cuda" else "cpu"
-    arch = resolve_arch(arguments.arch, torch.empty(0, device=device))
+    arch = resolve_arch(arguments.arch, torch.empty(0, device=backend_device()))
     if not (answer := dispatch.supports(arguments.recipe, arch.name, problem)):
         raise NotImplementedError(answer.reason)
     figures = compare(problem, arch, arguments)
     distance = figures["kernel_vs_simulator"]
-    right = not figures["findings"] and distance["rel_l2"] <= TOLERANCE[problem.dtype]
+    right = not figures["findings"] and (
+        distance["rel_l2"] <= TOLERANCE[problem.dtype] and figures["lse_max_abs"] <= LSE_TOLERANCE
+    )
     if arguments.json:
         print(json.dumps(figures))
         return 0 if right else 1
@@ -146,6 +150,9 @@ def run(arguments: argparse.Namespace) -> int:
     for finding in figures["findings"]:
         print(f"finding: {finding}")
     print(
-        "right" if right else f"wrong: the kernel may differ from its simulator by {TOLERANCE[problem.dtype]} (rel_l2)"
+        "right"
+        if right
+        else f"wrong: the kernel may differ from its simulator by {TOLERANCE[problem.dtype]} (rel_l2), its LSE by "
+        f"{LSE_TOLERANCE}"
     )
     return 0 if right else 1

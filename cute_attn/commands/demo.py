@@ -93,9 +93,12 @@ def embed(model: Any, batch: torch.Tensor) -> torch.Tensor:
 
 
 def read_text(path: Path | None) -> tuple[str, str]:
-    """The text to embed and what to call it."""
+    """The text to embed and what to call it. Raises ValueError or OSError, naming the file, when it cannot be read."""
     if path is not None:
-        return path.read_text(encoding="utf-8"), str(path)
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}); convert it first") from error
     description = metadata.metadata("cute-attn").json.get("description")
     if not isinstance(description, str) or not description.strip():
         raise SystemExit("the installed package carries no README; pass --text FILE")
@@ -126,6 +129,7 @@ def load_model() -> tuple[Any, Any, Callable[[str, Any], None]]:
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> int:
     from cute_attn import jit
+    from cute_attn.commands.place import backend_device
 
     tokenizer, model, register = load_model()
     from tqdm import tqdm
@@ -133,10 +137,10 @@ def run(arguments: argparse.Namespace) -> int:
     text, source = read_text(arguments.text)
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if not ids:
-        raise SystemExit(f"{source} holds no text")
+        raise ValueError(f"{source} holds no text")
     cut = passages(ids, tokenizer.cls_token_id, tokenizer.sep_token_id)
     batches = [torch.tensor(b) for b in ([p for p in cut if len(p) == n] for n in sorted({len(p) for p in cut})) if b]
-    device = torch.device("cuda" if jit.backend() == "cuda" else "cpu")
+    device = backend_device()
     model, batches = model.to(device), [b.to(device) for b in batches]
     print(
         f"{source}: {len(ids)} tokens in {len(cut)} passages; recipe {arguments.recipe}, "
