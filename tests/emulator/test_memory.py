@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from cute_attn.emulator.device_view import present
 from cute_attn.emulator.errors import EmulatorError, Misaligned, OutOfBounds, UninitializedShared
+from cute_attn.emulator.memory import GlobalMemory
 
 from .harness import run
 
@@ -230,3 +233,14 @@ def test_addresses_of_parameters():
     """
     run(body, {"out": out}, scalars=(1, 20))
     assert (out == 41).all()
+
+
+def test_gaps_between_rows_of_a_strided_view_belong_to_its_span():
+    """A span goes from the lowest to the highest byte of a view: the gap is no finding, what lies beyond it is."""
+    storage = torch.zeros(4, 16, dtype=torch.int32)
+    view = present([storage[1:3, :8]], ["x"]).spans[0]
+    assert (view.start, view.nbytes) == (storage[1].data_ptr(), 4 * (16 + 8))
+    memory = GlobalMemory([view])
+    addresses = np.array([view.start + 4 * 12, view.end - 4], np.uint64)
+    assert memory.outside(addresses, 4) is None
+    assert memory.outside(addresses + np.uint64(4), 4).tolist() == [False, True]

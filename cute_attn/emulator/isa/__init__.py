@@ -1,41 +1,9 @@
-"""The instruction set, one file per family. A new family is a new file and a line here."""
+"""The instruction set, one file per family: every module of this package registers what it implements.
 
-from . import (
-    async_copy,
-    barrier,
-    bits,
-    compare,
-    control,
-    convert,
-    floating,
-    half,
-    integer,
-    ldmatrix,
-    load_store,
-    matrix,
-    matrix_fusion,
-    move,
-    special,
-    warp,
-    warp_barrier,
-)
+A new family is a new file.
+"""
 
-FAMILIES = (
-    async_copy,
-    barrier,
-    bits,
-    compare,
-    control,
-    convert,
-    floating,
-    half,
-    integer,
-    ldmatrix,
-    load_store,
-    matrix,
-    matrix_fusion,
-    move,
-    special,
-    warp,
-    warp_barrier,
-)
+from importlib import import_module
+from pkgutil import iter_modules
+
+FAMILIES = tuple(import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__))
