@@ -5,11 +5,14 @@ Nothing here knows what is stored: an entry is a mapping from names to bytes.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import fcntl
+import functools
 import hashlib
 import json
 import os
+import shutil
 import struct
 import tempfile
 import warnings
@@ -25,12 +28,26 @@ _DIGEST_BYTES = hashlib.sha256().digest_size
 def cache_root() -> Path:
     """Where this package keeps files for the user.
 
-    ``$CUTE_ATTN_CACHE_DIR``, else ``$XDG_CACHE_HOME/cute-attn``, else ``~/.cache/cute-attn``.
+    ``$CUTE_ATTN_CACHE_DIR``, else ``$XDG_CACHE_HOME/cute-attn``, else ``~/.cache/cute-attn``; for a user without a home
+    directory (a container's arbitrary user id), a directory of this process, removed at its end.
     """
     own = os.environ.get("CUTE_ATTN_CACHE_DIR")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cute-attn"
+    if caches := os.environ.get("XDG_CACHE_HOME"):
+        return Path(caches) / "cute-attn"
+    try:
+        return Path.home() / ".cache" / "cute-attn"
+    except RuntimeError:
+        return _directory_of_this_process()
+
+
+@functools.cache
+def _directory_of_this_process() -> Path:
+    # Not a fixed name: what lies there is run, and somebody else could have put it there.
+    directory = tempfile.mkdtemp(prefix="cute-attn-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
 
 
 def disk_cache_enabled() -> bool:

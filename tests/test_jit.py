@@ -188,6 +188,17 @@ def test_cache_root_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_root() == Path.home() / ".cache" / "cute-attn"
 
 
+def test_a_user_without_a_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("CUTE_ATTN_CACHE_DIR")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    assert cache_root() == cache_root()
+    assert cache_root().stat().st_mode & 0o777 == 0o700
+
+
 def test_importing_the_package_does_not_import_the_compiler() -> None:
     code = "import sys, cute_attn.jit; assert not {'cutlass', 'tvm_ffi'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
