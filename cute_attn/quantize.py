@@ -57,6 +57,8 @@ class QuantizedKeyValue:
     seq_k:   tokens; the rest of the last tile is zeros
     dtype:   element type that K and V had
     recipe:  the recipe it was quantised for
+
+    Raises ValueError when ``image`` has not the tiles of ``seq_k`` tokens: a kernel would read past its end.
     """
 
     image: torch.Tensor
@@ -65,6 +67,15 @@ class QuantizedKeyValue:
     seq_k: int
     dtype: torch.dtype
     recipe: Recipe
+
+    def __post_init__(self) -> None:
+        from cute_attn.kernels.tile_image import TILE_TOKENS
+
+        if -(-self.seq_k // TILE_TOKENS) != self.image.shape[2]:
+            raise ValueError(
+                f"seq_k={self.seq_k} does not fit an image of {self.image.shape[2]} tiles of {TILE_TOKENS} tokens; "
+                "use quantize_key_value"
+            )
 
     @property
     def head_dim(self) -> int:

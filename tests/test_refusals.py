@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -237,6 +239,13 @@ def test_quantised_inputs_of_another_dtype():
     kv = cute_attn.quantize_key_value(tensor(*K), tensor(*K))
     with pytest.raises(TypeError, match="q is torch.bfloat16 and kv was quantised from torch.float16; convert one"):
         cute_attn.quantize_query(tensor(*Q, dtype=torch.bfloat16), kv)
+
+
+@pytest.mark.parametrize("seq_k", [0, 64, 129, 1000])
+def test_image_of_other_tokens(seq_k):
+    kv = cute_attn.quantize_key_value(tensor(1, 1, 100, 64), tensor(1, 1, 100, 64))
+    with pytest.raises(ValueError, match=f"seq_k={seq_k} does not fit an image of 2 tiles of 64 tokens"):
+        dataclasses.replace(kv, seq_k=seq_k)
 
 
 def test_missing_v():
