@@ -19,8 +19,9 @@ from cute_attn.recipe import as_recipe
 
 TOLERANCE = {"float16": 2.5e-3, "bfloat16": 4.5e-3}
 """Largest relative L2 distance of kernel and simulator: both round the output once, to this dtype."""
-LSE_TOLERANCE = 1e-3
-"""Largest absolute difference of their LSEs: float32 of the same sums, the GPU's logarithm approximate."""
+LSE_TOLERANCE = 0.012
+"""Largest absolute difference of their LSEs: the last bit of 2^x can round one 8-bit probability the other way, and the
+sum of a row's probabilities is at least 90 (255 · 2^-1.5)."""
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
