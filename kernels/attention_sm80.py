@@ -213,6 +213,7 @@ class AttentionSm80:
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             tiles = bounds.tiles()
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
+            self.load_queries(q.iterator + Int64(head) * seq_q * head_dim, shared, bounds)
             last_tile = Int64(kv_head) * image.shape[2] + (tiles - 1)
             pipeline = KvPipeline.create(
                 image.iterator + last_tile * self.image.nbytes,
@@ -222,9 +223,8 @@ class AttentionSm80:
                 self.config.stages,
                 self.threads,
             )
-            scales = self.head_rows(q_scale, head)
-            self.load_queries(q.iterator + Int64(head) * seq_q * head_dim, shared, bounds)
             pipeline.start(tiles)
+            scales = self.head_rows(q_scale, head)
             softmax = self.attend(pipeline, bounds, shared, self.row_scales(scales, bounds, softmax_scale_log2))
             poison = (scales, self.head_rows(q_bias, head), softmax_scale_log2)
             channels = cute.make_tensor(v_scale.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
@@ -294,14 +294,15 @@ class AttentionSm80:
             shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles
         )
         softmax = self.recipe.softmax.create(row_scale, self.image, m_tiles)
+        mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         for i in cutlass.range(tiles - full, unroll=1):
-            self.visit(tiles - 1 - i, pipeline, scores, softmax, bounds, True)
+            self.visit(tiles - 1 - i, pipeline, scores, softmax, mask)
         for chunk in cutlass.range((full + (_CHUNK_TILES - 1)) // _CHUNK_TILES, unroll=1):
             end = full - chunk * _CHUNK_TILES
             softmax.bound_sums()
             for i in cutlass.range(cutlass.min(end, _CHUNK_TILES), unroll=1):
-                self.visit(end - 1 - i, pipeline, scores, softmax, bounds, False)
+                self.visit(end - 1 - i, pipeline, scores, softmax, None)
         return softmax
 
     @cute.jit
@@ -311,17 +312,13 @@ class AttentionSm80:
         pipeline: KvPipeline,
         scores: Any,
         softmax: Any,
-        bounds: SequenceBounds,
-        masked: cutlass.Constexpr[bool],
+        mask: ScoreMask | None,
     ):
         """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V."""
         stage = pipeline.next_tile(tile)
         accumulators = scores.multiply(stage)
-        mask = None
-        if const_expr(masked):
-            row, quad_lane = self.lane_row(bounds), lane_index() % 4
-            mask = ScoreMask.create(bounds, row, quad_lane, tile * TILE_TOKENS, self.image.score_tokens)
-        y, maxima = scores.dequantise(accumulators, stage, mask)
+        here = mask.at(tile * TILE_TOKENS) if const_expr(mask is not None) else None
+        y, maxima = scores.dequantise(accumulators, stage, here)
         softmax.update(maxima)
         softmax.accumulate(softmax.probabilities(y), stage)
 

@@ -31,12 +31,13 @@ class ScoreMask:
     tokens: cutlass.Constexpr[StaticLayout]
 
     @staticmethod
-    def create(
-        bounds: SequenceBounds, row: Int32, quad_lane: Int32, tile_begin: Int32, tokens: StaticLayout
-    ) -> ScoreMask:
-        """row: query of the fragment's row 0; quad_lane: lane % 4; tile_begin: position of the tile's first key."""
-        first_token = tile_begin + quad_lane * tokens(2, 0)
-        return ScoreMask(bounds.key_limit(row) - first_token, bounds.limit_step, tokens)
+    def create(bounds: SequenceBounds, row: Int32, quad_lane: Int32, tokens: StaticLayout) -> ScoreMask:
+        """The mask of a tile at position 0. row: query of the fragment's row 0; quad_lane: lane % 4."""
+        return ScoreMask(bounds.key_limit(row) - quad_lane * tokens(2, 0), bounds.limit_step, tokens)
+
+    def at(self, tile_begin: Int32) -> ScoreMask:
+        """The mask of the tile whose first key has position ``tile_begin``."""
+        return ScoreMask(self.limit - tile_begin, self.limit_step, self.tokens)
 
     @cute.jit
     def apply(
