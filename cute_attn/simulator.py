@@ -115,44 +115,45 @@ def attention_int8(
     # A non-finite scale must not decide anything here: its row is made NaN at the end.
     row_scale = row_scale.nan_to_num(0.0, 0.0).clamp(min=_SMALLEST_ROW_SCALE)
 
-    limit, first_tile = _visible_keys(padded, seq_q, seq_k, cta_rows, causal, q.device)
+    limit, first_full = _visible_keys(padded, seq_q, seq_k, cta_rows, causal, q.device)
     rows = _Rows(row_scale, head_dim, warp_rows)
     for tile in reversed(range(-(-seq_k // TILE_TOKENS))):
         tokens = slice(tile * TILE_TOKENS, min((tile + 1) * TILE_TOKENS, seq_k))
-        rows.bound_sums((first_tile >= tile) & ((first_tile - tile) % _CHUNK_TILES == 0))
+        rows.bound_sums((first_full >= tile) & ((first_full - tile) % _CHUNK_TILES == 0))
         products = q_rows @ k[:, :, tokens].float().mT
         y = (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
         hidden = torch.arange(tokens.start, tokens.stop, device=q.device) >= limit[:, None]
         y = y.masked_fill(hidden, -math.inf)
         rows.make_room(y)
         rows.accumulate(y, v[:, :, tokens].float())
-    return _finish(rows, seq_q, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+    return _finish(rows, limit[:seq_q] > 0, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
 
 
 def _visible_keys(
     rows: int, seq_q: int, seq_k: int, cta_rows: int, causal: bool, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per query row: how many keys it sees, and the first (highest) KV tile that its CTA visits, −1 for none."""
+    """Per query row: how many keys it sees, and the highest KV tile that needs no mask in its CTA, −1 for none."""
     row = torch.arange(rows, device=device)
-    last = torch.clamp((row // cta_rows + 1) * cta_rows, max=seq_q) - 1
     if not causal:
-        return torch.full_like(row, seq_k), torch.full_like(row, -(-seq_k // TILE_TOKENS) - 1)
-    limit, last_limit = ((r + 1 + seq_k - seq_q).clamp(0, seq_k) for r in (row, last))
-    return limit, (last_limit + TILE_TOKENS - 1) // TILE_TOKENS - 1
+        return torch.full_like(row, seq_k), torch.full_like(row, seq_k // TILE_TOKENS - 1)
+    limit, least = ((r + 1 + seq_k - seq_q).clamp(0, seq_k) for r in (row, row // cta_rows * cta_rows))
+    return limit, least // TILE_TOKENS - 1
 
 
 def _finish(
     rows: _Rows,
-    seq_q: int,
+    visible: torch.Tensor,
     q_scale: torch.Tensor,
     q_bias: torch.Tensor,
     v_scale: torch.Tensor,
     softmax_scale: float,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and LSE. ``visible``, per query: whether it sees a key; a row that does and sums up to 0 becomes NaN."""
+    seq_q = len(visible)
     row_sum, bias = rows.row_sum[:, :, :seq_q], rows.bias[:, :, :seq_q]
-    poisoned = ~(torch.isfinite(q_scale) & torch.isfinite(q_bias))
     empty = row_sum == 0
+    poisoned = ~(torch.isfinite(q_scale) & torch.isfinite(q_bias)) | (empty & visible)
     inverse = torch.where(empty, 0.0, 1.0 / row_sum.float())
     out = rows.output[:, :, :seq_q].float() * inverse[..., None] * v_scale[:, :, None]
     out = out.masked_fill(empty[..., None], 0.0).masked_fill(poisoned[..., None], math.nan)

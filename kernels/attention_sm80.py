@@ -296,8 +296,10 @@ class AttentionSm80:
         softmax = self.recipe.softmax.create(row_scale, self.image, m_tiles)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
-        for i in cutlass.range(tiles - full, unroll=1):
-            self.visit(tiles - 1 - i, pipeline, scores, softmax, mask)
+        tile = tiles
+        while tile > full:  # counted like this, ptxas finds registers for everything
+            tile = tile - 1
+            self.visit(tile, pipeline, scores, softmax, mask)
         for chunk in cutlass.range((full + (_CHUNK_TILES - 1)) // _CHUNK_TILES, unroll=1):
             end = full - chunk * _CHUNK_TILES
             softmax.bound_sums()
@@ -326,14 +328,18 @@ class AttentionSm80:
     def store_output(
         self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, v_scales: cute.Tensor, poison: tuple
     ):
-        """out = O / Σ P · v_scale, zero where no key was seen; 8 consecutive channels a store, no shared memory."""
+        """out = O / Σ P · v_scale; 8 consecutive channels a store, no shared memory.
+
+        A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
+        its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
+        """
         out_dtype = _OUT_DTYPES[self.config.out_dtype]
         for r in range_constexpr(2 * self.config.m_tiles):
             row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q:
                 total, _ = softmax.row_totals(r)
                 inverse = Float32(0)
-                if total > 0.0:
+                if bounds.key_limit(row) > 0:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
                 inverse = inverse + _nan_if_not_finite(poison, row)
                 for g in range_constexpr(self.config.head_dim // 32):
@@ -354,6 +360,8 @@ class AttentionSm80:
             row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q and lane_index() % 4 == 0:
                 _, log2_total = softmax.row_totals(r)
+                if bounds.key_limit(row) > 0:
+                    log2_total = log2_total + (log2_total - log2_total)  # NaN where Σ P = 0, as in the output
                 smoothed = log2_total + softmax_scale_log2 * bias[row]
                 lse[row] = smoothed * _LN2 + _nan_if_not_finite(poison, row)
 

@@ -97,7 +97,9 @@ class IntegerSoftmax:
             x = cute.math.mul(y, self.row_scale[r], rounding=_UP)
             m = cute.math.ceil(cute.math.add(x, Float32(_HEADROOM), rounding=_UP))
             bias = cute.arch.fmin(self.bias[r], cute.math.add(Float32(_LOG2_255), -m, rounding=_DOWN))
-            self._shift(r, cute.arch.fmin(self.bias[r] - bias, Float32(31)).to(Int32), bias)
+            # The biases are rounded, so their difference is near the integer it stands for, on either side.
+            count = (cute.arch.fmin(self.bias[r] - bias, Float32(31)) + Float32(0.5)).to(Int32)
+            self._shift(r, count, bias)
 
     def bound_sums(self) -> None:
         """Halve the rows whose sum could pass the bound within the next 256 tiles."""

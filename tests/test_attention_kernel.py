@@ -39,6 +39,7 @@ class Operands:
     q_bias: torch.Tensor = field(init=False)
     image: torch.Tensor = field(init=False)
     v_scale: torch.Tensor = field(init=False)
+    softmax_scale: float = field(init=False)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
@@ -55,10 +56,7 @@ class Operands:
         scale = ((positive(*keys) * self.k_scale * 50).view(torch.int32) + 3 & ~3).view(torch.float32)
         self.image = pack_tile_images(integers(*keys, self.head_dim), scale, integers(*keys, self.head_dim))
         self.v_scale = positive(self.batch, self.kv_heads, self.head_dim)
-
-    @property
-    def softmax_scale(self) -> float:
-        return self.head_dim**-0.5
+        self.softmax_scale = self.head_dim**-0.5
 
 
 def run(operands: Operands, config: AttentionConfig, device: torch.device, out: torch.Tensor | None = None):
@@ -120,6 +118,33 @@ def test_head_counts(device, heads, kv_heads):
 def test_scores_of_any_size(device, k_scale):
     """From a flat softmax to one in which a single key counts: scores up to ten billion."""
     check(Operands(seq_q=40, seq_k=300, k_scale=k_scale), LSE, device)
+
+
+@pytest.mark.parametrize("top", [-120, -57, -25, -9, 3, 8, 23, 100])
+def test_the_max_rises_by_one(device, top):
+    """Two tiles whose scores are whole numbers, one apart: what the first one left counts half, at every exponent.
+
+    log2(255) - m is rounded; its difference must not become a shift by 0 where m passes a power of two.
+    """
+    operands = Operands(seq_q=1, seq_k=128, head_dim=32)
+    scores = torch.full((1, 1, 128, 32), 0, dtype=torch.int8)
+    scores[:, :, :64, 0], scores[:, :, 64:, 0] = top, top - 1
+    values = torch.full_like(scores, 100)
+    values[:, :, 64:] = -100
+    operands.q.zero_()
+    operands.q[..., 0], operands.q_scale, operands.q_bias = 1, torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
+    operands.image = pack_tile_images(scores, torch.ones(1, 1, 128), values)
+    operands.v_scale, operands.softmax_scale = torch.full((1, 1, 32), 0.01), math.log(2)
+    out, lse = check(operands, replace(LSE, head_dim=32), device)
+    torch.testing.assert_close(out, torch.full_like(out, 1 / 3), rtol=0, atol=0.005)
+    torch.testing.assert_close(lse, torch.full_like(lse, math.log(64 * 1.5) + top * math.log(2)), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("k_scale", [1e30, 1e35])
+def test_scores_beyond_float32_give_nan_and_not_the_answer_of_a_row_without_keys(device, k_scale):
+    out, lse = check(Operands(seq_q=40, seq_k=70, k_scale=k_scale), LSE, device)
+    assert out.isnan().any()
+    assert torch.equal(out.isnan().all(-1), lse.isnan())
 
 
 @pytest.mark.parametrize("out_dtype", ["float16", "bfloat16"])
