@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from scaled_copy import ScaledCopy, ScaledCopyConfig
 
 from cute_attn import emulator, jit
 from cute_attn.arch import ARCHS
 from cute_attn.disk_cache import DiskCache, cache_root
 from cute_attn.emulator.errors import InvalidLaunch, OutOfBounds
+
+from .scaled_copy import ScaledCopy, ScaledCopyConfig
 
 CONFIG = ScaledCopyConfig()
 
@@ -305,7 +306,7 @@ def test_the_compilers_environment_changes_nothing(load, tmp_path: Path) -> None
     code = """
         import sys
         from cute_attn import jit
-        from scaled_copy import ScaledCopy, ScaledCopyConfig
+        from tests.scaled_copy import ScaledCopy, ScaledCopyConfig
         sys.stdout.write(jit.build(ScaledCopy, ScaledCopyConfig(), "sm_80").ptx)
     """
     other = {"CUTE_DSL_ARCH": "sm_120a", "CUTE_DSL_KEEP": "all", "CUTE_DSL_DUMP_DIR": str(tmp_path)}
@@ -313,7 +314,7 @@ def test_the_compilers_environment_changes_nothing(load, tmp_path: Path) -> None
         **os.environ,
         **other,
         "CUTE_ATTN_CACHE_DIR": str(tmp_path),
-        "PYTHONPATH": str(Path(__file__).parent),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
     }
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True, env=environment

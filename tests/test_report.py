@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from mma_loop import MmaLoop, MmaLoopConfig
-from scaled_copy import ScaledCopy, ScaledCopyConfig
 
 from cute_attn import jit
 from cute_attn.cubin import kernel_resources
 from cute_attn.pipe_costs import PIPES, classify, costs_for, macs
 from cute_attn.report import report, report_kernel, scores_from_macs
 from cute_attn.sass import parse
+
+from .mma_loop import MmaLoop, MmaLoopConfig
+from .scaled_copy import ScaledCopy, ScaledCopyConfig
 
 # A loop of 9 instructions: two MMAs of 4096 multiply-adds, a branch round a region of three with a shuffle, another
 # round a prefetch, and a spill. Before it, a loop without MMA; after it, code that is in no loop.

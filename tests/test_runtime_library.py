@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from mma_loop import MmaLoop, MmaLoopConfig
-from scaled_copy import ScaledCopy, ScaledCopyConfig
 
 from cute_attn import jit
 from cute_attn.emulator import EmulatorError, runtime
@@ -18,6 +16,9 @@ from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
 from cute_attn.emulator.errors import InvalidLaunch
 from cute_attn.emulator.launch_attributes import check_attributes
+
+from .mma_loop import MmaLoop, MmaLoopConfig
+from .scaled_copy import ScaledCopy, ScaledCopyConfig
 
 # ---- building ----
 

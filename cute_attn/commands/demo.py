@@ -19,7 +19,8 @@ from typing import Any
 
 import torch
 
-TOKENS_PER_PASSAGE = 256  # the length that all-MiniLM-L6-v2 was trained for
+HEADS, HEAD_DIM = 12, 32  # of all-MiniLM-L6-v2
+TOKENS_PER_PASSAGE = 256  # the length that it was trained for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -128,9 +129,15 @@ def load_model() -> tuple[Any, Any, Callable[[str, Any], None]]:
 
 @torch.inference_mode()
 def run(arguments: argparse.Namespace) -> int:
-    from cute_attn import jit
+    from cute_attn import Problem, jit, supports
+    from cute_attn.arguments import resolve_arch
     from cute_attn.commands.place import backend_device
 
+    device = backend_device()
+    arch = resolve_arch(arguments.arch, torch.empty(0, device=device)).name
+    problem = Problem(1, HEADS, HEADS, TOKENS_PER_PASSAGE, TOKENS_PER_PASSAGE, HEAD_DIM, "float16")
+    if not (answer := supports(arguments.recipe, arch, problem)):
+        raise NotImplementedError(answer.reason)
     tokenizer, model, register = load_model()
     from tqdm import tqdm
 
@@ -140,11 +147,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise ValueError(f"{source} holds no text")
     cut = passages(ids, tokenizer.cls_token_id, tokenizer.sep_token_id)
     batches = [torch.tensor(b) for b in ([p for p in cut if len(p) == n] for n in sorted({len(p) for p in cut})) if b]
-    device = backend_device()
     model, batches = model.to(device), [b.to(device) for b in batches]
     print(
         f"{source}: {len(ids)} tokens in {len(cut)} passages; recipe {arguments.recipe}, "
-        f"backend {jit.backend()}, model all-MiniLM-L6-v2"
+        f"{arch}, {jit.backend()} backend, model all-MiniLM-L6-v2"
     )
 
     exact = torch.cat([embed(model, b) for b in batches])
