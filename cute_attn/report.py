@@ -96,7 +96,7 @@ def report(program: Program, head_dim: int, value_dim: int | None = None) -> lis
     head_dim:  D, elements of a row of Q and K; a loop's scores follow from its multiply-adds, which are D + Dv a score
     value_dim: Dv, elements of a row of V; D if not given
 
-    Raises RuntimeError if nvdisasm is missing.
+    Raises FileNotFoundError if nvdisasm is missing.
     """
     resources, functions = kernel_resources(program.cubin), disassemble(program.cubin)
     reports = []

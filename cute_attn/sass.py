@@ -53,19 +53,22 @@ def _nvdisasm() -> str:
     for candidate in candidates:
         if candidate and os.access(candidate, os.X_OK):
             return candidate
-    raise RuntimeError(
+    raise FileNotFoundError(
         f"nvdisasm, which reads machine code, was not found{f' at NVDISASM={named}' if named else ''}; "
         "install it with `pip install nvidia-cuda-nvdisasm`"
     )
 
 
 def disassemble(cubin: bytes) -> dict[str, Function]:
-    """The kernels of a cubin by name. Raises RuntimeError if nvdisasm is missing or cannot read it."""
+    """The kernels of a cubin by name. Raises what `sass_text` raises."""
     return parse(sass_text(cubin))
 
 
 def sass_text(cubin: bytes) -> str:
-    """What ``nvdisasm -c`` prints of a cubin. Raises RuntimeError if nvdisasm is missing or cannot read it."""
+    """What ``nvdisasm -c`` prints of a cubin.
+
+    Raises FileNotFoundError if nvdisasm is missing, RuntimeError if it cannot read the cubin.
+    """
     program = _nvdisasm()
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "program.cubin"

@@ -132,6 +132,12 @@ def test_cuda_without_a_device(capsys, monkeypatch, command):
     assert "CUTE_ATTN_BACKEND=cuda, but PyTorch sees no CUDA device" in capsys.readouterr().err
 
 
+def test_compile_says_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setenv("NVDISASM", "/nowhere/nvdisasm")
+    assert cli.main(["compile", "--head-dim", "64"]) == 2
+    assert "pip install nvidia-cuda-nvdisasm" in capsys.readouterr().err
+
+
 def test_demo(capsys, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("Attention is computed in eight bits. The quick brown fox jumps over the lazy dog.")

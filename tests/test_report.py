@@ -137,5 +137,5 @@ def test_what_is_no_cubin() -> None:
 def test_a_missing_disassembler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     program = jit.build(ScaledCopy, ScaledCopyConfig(), "sm_80")
     monkeypatch.setenv("NVDISASM", "/nowhere/nvdisasm")
-    with pytest.raises(RuntimeError, match=r"NVDISASM=/nowhere/nvdisasm; install it with `pip install"):
+    with pytest.raises(FileNotFoundError, match=r"NVDISASM=/nowhere/nvdisasm; install it with `pip install"):
         report(program, head_dim=128)
