@@ -54,6 +54,7 @@ _LARGE_TILES = {
 """Tile config for long sequences by (arch, head dim), where it is not ``TileConfig()``."""
 
 
+@functools.lru_cache(maxsize=1024)  # asked for again by every call of `attention`
 def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: TileConfig | None = None) -> str | None:
     """None if a kernel serves this call, else the reason, with what to use instead."""
     families = [f for f in _FAMILIES if (f.qk_format, f.pv_format) == (recipe.qk_format, recipe.pv_format)]
@@ -93,6 +94,7 @@ def quantizer_refusal(recipe: Recipe, arch: Arch, shape: tuple[int, ...]) -> str
     return refusal(recipe, arch, probe)
 
 
+@functools.lru_cache(maxsize=1024)
 def default_config(problem: Problem, arch: Arch) -> TileConfig:
     """The tile config for a problem nobody has tuned: the smallest CTA that holds all of Q, or the usual one."""
     full = _LARGE_TILES.get((arch.name, problem.head_dim), TileConfig())
