@@ -11,7 +11,15 @@ from cute_attn import jit, tensors
 from cute_attn.arch import Arch, arch_for_capability, arch_from_name
 from cute_attn.problem import LAYOUTS
 
-__all__ = ["check_flag", "check_input", "check_out", "resolve_arch", "same_device"]
+__all__ = [
+    "check_flag",
+    "check_input",
+    "check_key_value",
+    "check_layout",
+    "check_out",
+    "resolve_arch",
+    "same_device",
+]
 
 EMULATOR_ARCH = "sm_80"
 """What the emulator runs when the caller names no arch: the oldest target, whose code every later chip's resembles."""
@@ -20,8 +28,7 @@ EMULATOR_ARCH = "sm_80"
 def check_input(array: Any, name: str, layout: str) -> torch.Tensor:
     """``array`` as a torch tensor view [B, H, S, D]; raises TypeError or ValueError as `attention` documents."""
     tensor = tensors.as_torch(array, name)
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not known; use {' or '.join(map(repr, LAYOUTS))}")
+    check_layout(layout)
     if tensor.dim() != 4:
         axes = ", ".join(layout.upper())
         raise ValueError(f"{name} has {tensor.dim()} dimensions, shape {tuple(tensor.shape)}; use 4: [{axes}]")
@@ -38,6 +45,22 @@ def check_input(array: Any, name: str, layout: str) -> torch.Tensor:
         )
     # A kernel's arguments go through DLPack, which takes no tensor that requires grad, even where grad is off.
     return tensors.to_bhsd(tensor.detach() if tensor.requires_grad else tensor, layout)
+
+
+def check_key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """K and V as views [B, H, S, D] of one shape."""
+    keys, values = check_input(k, "k", layout), check_input(v, "v", layout)
+    if keys.shape != values.shape:
+        raise ValueError(
+            f"k has shape {tuple(keys.shape)} and v {tuple(values.shape)} as [B, H, S, D]; they must be equal"
+        )
+    return keys, values
+
+
+def check_layout(layout: Any) -> None:
+    """Raises ValueError for a name that is no layout."""
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout={layout!r} is not known; use {' or '.join(map(repr, LAYOUTS))}")
 
 
 def check_flag(value: Any, name: str) -> bool:

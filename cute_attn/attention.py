@@ -9,8 +9,17 @@ from typing import Any
 import torch
 
 from cute_attn import dispatch, kernel_calls, tensors
-from cute_attn.arguments import check_flag, check_input, check_out, resolve_arch, same_device
-from cute_attn.problem import LAYOUTS, Problem
+from cute_attn.arch import Arch
+from cute_attn.arguments import (
+    check_flag,
+    check_input,
+    check_key_value,
+    check_layout,
+    check_out,
+    resolve_arch,
+    same_device,
+)
+from cute_attn.problem import Problem
 from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, checked_key_value, checked_query
 from cute_attn.recipe import Recipe, as_recipe
 from cute_attn.tile_config import TileConfig
@@ -60,8 +69,7 @@ def attention(
     NotImplementedError (a combination without a kernel; the message says what to use), RuntimeError (an input requires
     grad: there is no backward).
     """
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout={layout!r} is not known; use {' or '.join(map(repr, LAYOUTS))}")
+    check_layout(layout)
     if config is not None and not isinstance(config, TileConfig):
         raise TypeError(f"config must be a TileConfig, got {type(config).__name__}")
     check_flag(causal, "causal")
@@ -84,14 +92,10 @@ def attention(
         if lse is not None:
             lse.fill_(-math.inf)
     elif view.numel():
-        if isinstance(keys, torch.Tensor):
-            assert values is not None
-            keys = checked_key_value(keys, values, chosen, target)
-        if isinstance(queries, torch.Tensor):
-            queries = checked_query(queries, keys, target)
+        query, key_value = _quantized(queries, keys, values, chosen, target)
         kernel_calls.attention_forward(
-            (queries.data, queries.scale, queries.bias),
-            (keys.image, keys.v_scale),
+            (query.data, query.scale, query.bias),
+            (key_value.image, key_value.v_scale),
             problem,
             config or dispatch.default_config(problem, target),
             target.name,
@@ -128,12 +132,21 @@ def _key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor | QuantizedKey
         return k, None
     if v is None:
         raise TypeError("v is missing; it may be left out only when k is a QuantizedKeyValue")
-    keys, values = check_input(k, "k", layout), check_input(v, "v", layout)
-    if keys.shape != values.shape:
-        raise ValueError(
-            f"k has shape {tuple(keys.shape)} and v {tuple(values.shape)} as [B, H, S, D]; they must be equal"
-        )
-    return keys, values
+    return check_key_value(k, v, layout)
+
+
+def _quantized(
+    q: torch.Tensor | QuantizedQuery,
+    k: torch.Tensor | QuantizedKeyValue,
+    v: torch.Tensor | None,
+    recipe: Recipe,
+    arch: Arch,
+) -> tuple[QuantizedQuery, QuantizedKeyValue]:
+    """What is not quantised yet, quantised."""
+    if isinstance(k, torch.Tensor):
+        assert v is not None
+        k = checked_key_value(k, v, recipe, arch)
+    return (checked_query(q, k, arch) if isinstance(q, torch.Tensor) else q), k
 
 
 def _problem(
@@ -151,7 +164,7 @@ def _problem(
     for name, x in (("k", k), ("v", v)):
         if x is not None and x.dtype != q.dtype:
             raise TypeError(f"q is {q.dtype} and {name} is {x.dtype}; convert one of them")
-    return Problem(batch, shape[1], kv_heads, shape[2], seq_k, head_dim, str(q.dtype).removeprefix("torch."), causal)
+    return Problem(batch, shape[1], kv_heads, shape[2], seq_k, head_dim, tensors.DTYPE_NAMES[q.dtype], causal)
 
 
 def _softmax_scale(softmax_scale: float | None, head_dim: int) -> float:

@@ -17,8 +17,6 @@ from cute_attn.tile_config import TileConfig
 
 __all__ = ["attention_forward", "kernels_of", "key_value_tiles", "quantizer_kernels", "query_rows"]
 
-_DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
-
 
 def quantizer_kernels(head_dim: int, dtype: str, align: int, v_scale: str) -> dict[str, tuple[type, Any]]:
     """Kernel class and configuration of every quantiser, in the order of their launches.
@@ -54,7 +52,7 @@ def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[
 def _key_value_kernels(
     head_dim: int, dtype: torch.dtype, align: int, v_scale: str, arch: str, backend: str
 ) -> tuple[Callable[..., Any], ...]:
-    kernels = quantizer_kernels(head_dim, _DTYPE_NAMES[dtype], align, v_scale)
+    kernels = quantizer_kernels(head_dim, tensors.DTYPE_NAMES[dtype], align, v_scale)
     names = ("key_value_statistics", "finish_statistics", "key_value_tiles")
     return tuple(jit.load(*kernels[name], arch, backend) for name in names)
 
@@ -84,7 +82,9 @@ def key_value_tiles(
 
 @functools.lru_cache(maxsize=256)
 def _query_kernel(head_dim: int, dtype: torch.dtype, align: int, arch: str, backend: str) -> Callable[..., Any]:
-    return jit.load(*quantizer_kernels(head_dim, _DTYPE_NAMES[dtype], align, "channel")["query_rows"], arch, backend)
+    return jit.load(
+        *quantizer_kernels(head_dim, tensors.DTYPE_NAMES[dtype], align, "channel")["query_rows"], arch, backend
+    )
 
 
 def query_rows(q: torch.Tensor, k_mean: torch.Tensor, arch: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -110,7 +110,7 @@ def _attention_kernel(
 ) -> Callable[..., Any]:
     from cute_attn.kernels.attention_sm80 import AttentionSm80
 
-    config = attention_config(head_dim, _DTYPE_NAMES[dtype], causal, tile, has_lse=has_lse, out_align=align)
+    config = attention_config(head_dim, tensors.DTYPE_NAMES[dtype], causal, tile, has_lse=has_lse, out_align=align)
     return jit.load(AttentionSm80, config, arch, backend)
 
 

@@ -9,7 +9,7 @@ import torch
 
 from cute_attn import kernel_calls
 from cute_attn.arch import Arch
-from cute_attn.arguments import check_input, resolve_arch, same_device
+from cute_attn.arguments import check_input, check_key_value, resolve_arch, same_device
 from cute_attn.dispatch import quantizer_refusal
 from cute_attn.recipe import Recipe, as_recipe
 
@@ -51,7 +51,7 @@ class QuantizedQuery:
 class QuantizedKeyValue:
     """K and V in INT8 as tile images: blocks of 64 tokens in the order in which the MMA reads them.
 
-    image:   uint8 [B, Hkv, ceil(Sk/64), 128·D + 512]; the layout "int8_warp_mma" of ``cute_attn.kernels.tile_image``
+    image:   uint8 [B, Hkv, ceil(Sk/64), 128·D + 512]; laid out as `cute_attn.kernels.tile_image.TileImage`
     v_scale: float32 [B, Hkv, D]: scale of V per channel (all equal if the recipe scales per tensor)
     k_mean:  float32 [B, Hkv, D]: K's mean over tokens, subtracted before quantisation
     seq_k:   tokens; the rest of the last tile is zeros
@@ -119,9 +119,7 @@ def quantize_key_value(
 ) -> QuantizedKeyValue:
     """K and V as tile images. Arguments and errors as in `quantize`; at least one token is needed."""
     recipe = as_recipe(recipe)
-    k, v = (check_input(x, name, layout) for x, name in ((k, "k"), (v, "v")))
-    if k.shape != v.shape:
-        raise ValueError(f"k has shape {tuple(k.shape)} and v {tuple(v.shape)} as [B, H, S, D]; they must be equal")
+    k, v = check_key_value(k, v, layout)
     if k.dtype != v.dtype:
         raise TypeError(f"k is {k.dtype} and v is {v.dtype}; convert one of them")
     same_device(k=k, v=v)

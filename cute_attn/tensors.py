@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["alignment", "as_torch", "dtype_name", "like", "overlaps_itself", "to_bhsd"]
+__all__ = ["DTYPE_NAMES", "alignment", "as_torch", "dtype_name", "like", "overlaps_itself", "to_bhsd"]
 
-_DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def as_torch(array: Any, name: str) -> torch.Tensor:
@@ -45,11 +45,11 @@ def like(original: Any, result: torch.Tensor) -> Any:
 
 def dtype_name(tensor: torch.Tensor, name: str) -> str:
     """ "float16" or "bfloat16". Raises TypeError, naming the argument, for any other element type."""
-    if tensor.dtype not in _DTYPE_NAMES:
+    if tensor.dtype not in DTYPE_NAMES:
         raise TypeError(
             f"{name} has dtype {tensor.dtype}; use torch.float16 or torch.bfloat16 (for example {name}.half())"
         )
-    return _DTYPE_NAMES[tensor.dtype]
+    return DTYPE_NAMES[tensor.dtype]
 
 
 def to_bhsd(tensor: torch.Tensor, layout: str) -> torch.Tensor:
