@@ -9,9 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .errors import Misaligned, OutOfBounds, UninitializedShared
-from .memory import LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, Array
+from .assembly import EXIT
+from .errors import ExitedCta, Misaligned, OutOfBounds, UninitializedShared
+from .memory import CLUSTER_SHIFT, LOCAL_WINDOW, PARAMETER_WINDOW, SHARED_WINDOW, Array
 from .wave import Group
 
 LOG2 = {1: 0, 2: 1, 4: 2, 8: 3, 16: 4}
@@ -79,10 +81,16 @@ def global_elements(
 def shared_elements(
     group: Group, address: Array, nbytes: int, positions: Array | None, index: int, verb: str
 ) -> tuple[Array, int, int]:
-    """Checks CTA-relative uint32 addresses; (element indices into `wave.shared.views[nbytes]`, low, high offset)."""
+    """Checks shared addresses (uint32); (element indices into `wave.shared.views[nbytes]`, low, high offset)."""
     shared = group.wave.shared
     if not address.size:
         return np.zeros(0, np.int64), 0, 0
+    base = group.shared_base(nbytes)
+    if positions is not None:
+        base = base[positions]
+    if int(address.max()) >> CLUSTER_SHIFT:
+        cta, address = cluster_cta(group, address, positions, index, verb)
+        base = shared.base(cta, nbytes)
     low, high = int(address.min()), int(address.max()) + nbytes
     if high > shared.size:
         bad = int(np.argmax(address > max(shared.size - nbytes, -1))) if shared.size >= nbytes else 0
@@ -94,10 +102,38 @@ def shared_elements(
             f"the CTA has {shared.size} bytes of shared memory",
         )
     check_alignment(group, address, nbytes, positions, index)
-    base = group.shared_base(nbytes)
-    if positions is not None:
-        base = base[positions]
     return (address >> address.dtype.type(LOG2[nbytes])).astype(np.int64) + base, low, high
+
+
+def cluster_cta(
+    group: Group, address: Array, positions: Array | None, index: int, verb: str
+) -> tuple[Array, NDArray[np.uint32]]:
+    """(CTA of the wave, offset in its shared memory) of shared::cluster addresses; the CTA must be running."""
+    wave = group.wave
+    own = group.cta if positions is None else group.cta[positions]
+    rank = (address >> address.dtype.type(CLUSTER_SHIFT)).astype(np.int64) - 1
+    if (bad := rank >= wave.cluster_size).any():
+        first = int(np.argmax(bad))
+        group.fail(
+            OutOfBounds,
+            index,
+            _position(positions, first),
+            f"shared {verb} in the CTA of rank {int(rank[first])}: the cluster has {wave.cluster_size} CTAs",
+        )
+    cta = np.where(rank < 0, own, own // wave.cluster_size * wave.cluster_size + rank)
+    running: Array = np.any(wave.pc.reshape(-1, wave.cta_lanes) < EXIT, axis=1)
+    alive: Array = running[cta]
+    if not alive.all():
+        first = int(np.argmin(alive))
+        group.fail(
+            ExitedCta,
+            index,
+            _position(positions, first),
+            f"shared {verb} in the CTA of rank {int(cta[first]) % wave.cluster_size} of the cluster, which has exited: "
+            "a barrier of the cluster before the exit keeps its shared memory alive",
+        )
+    offset = address & address.dtype.type((1 << CLUSTER_SHIFT) - 1)
+    return cta, offset.astype(np.uint32)
 
 
 def require_written(

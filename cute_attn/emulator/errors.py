@@ -54,3 +54,11 @@ class InvalidOperand(EmulatorError):
 
 class Deadlock(EmulatorError):
     """Every thread that has not exited waits for something that nobody is left to do."""
+
+
+class ExitedCta(EmulatorError):
+    """An access to the shared memory of a CTA of the cluster that has exited: its memory may belong to another CTA."""
+
+
+class BarrierMismatch(EmulatorError):
+    """Arrivals or bytes at a barrier that do not add up to what it expects, or a barrier used without its init."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -21,6 +22,10 @@ WAVE_LANES = 8192
 for 2048, 4096, 8192, 16384 lanes; two threads over waves were slower (the interpreter lock), so there is one."""
 MAX_SHARED_BYTES = 232448
 """227 KiB, the most that any architecture so far gives one CTA."""
+MAX_CLUSTER = 16
+"""CTAs in a cluster, with the attribute that allows more than the portable 8."""
+QUEUED_WAVES = 4
+"""Waves in which a kernel runs that may cancel CTAs not yet started (clusterlaunchcontrol), so that some are left."""
 
 
 @dataclass
@@ -32,6 +37,7 @@ class LaunchRecord:
 
     name: str
     grid: Shape
+    cluster: Shape
     block: Shape
     shared_bytes: int
     seconds: float
@@ -39,7 +45,7 @@ class LaunchRecord:
     profile: dict[str, float] = field(default_factory=dict)
 
 
-def _check(kernel: Kernel, grid: Shape, block: Shape, shared_bytes: int, parameters: bytes) -> None:
+def _check(kernel: Kernel, grid: Shape, cluster: Shape, block: Shape, shared_bytes: int, parameters: bytes) -> None:
     threads = block[0] * block[1] * block[2]
     problems = []
     if min(*grid, *block) < 1:
@@ -52,6 +58,10 @@ def _check(kernel: Kernel, grid: Shape, block: Shape, shared_bytes: int, paramet
         problems.append(f"{threads} threads in a block, the kernel allows {kernel.max_threads}")
     if grid[0] > 2**31 - 1 or max(grid[1:]) > 65535:
         problems.append("the grid is larger than (2^31 - 1, 65535, 65535)")
+    if min(cluster) < 1 or math.prod(cluster) > MAX_CLUSTER:
+        problems.append(f"clusters of {cluster} CTAs, {MAX_CLUSTER} in all are allowed")
+    elif any(g % c for g, c in zip(grid, cluster, strict=True)):
+        problems.append(f"the grid is not a multiple of the cluster {cluster}")
     if shared_bytes + kernel.static_shared_bytes > MAX_SHARED_BYTES:
         problems.append(f"{shared_bytes + kernel.static_shared_bytes} bytes of shared memory in a block")
     if len(parameters) < kernel.parameter_bytes:
@@ -62,6 +72,23 @@ def _check(kernel: Kernel, grid: Shape, block: Shape, shared_bytes: int, paramet
 
 def _shared_size(kernel: Kernel, dynamic: int) -> int:
     return kernel.dynamic_shared_start + dynamic if dynamic else kernel.static_shared_bytes
+
+
+def cta_order(grid: Shape, cluster: Shape, random: np.random.Generator | None) -> Array:
+    """[clusters, CTAs per cluster] linear CTA numbers: clusters in launch order or shuffled, CTAs by rank."""
+    (gx, gy, gz), (cx, cy, cz) = grid, cluster
+    numbers = np.arange(gx * gy * gz).reshape(gz // cz, cz, gy // cy, cy, gx // cx, cx)
+    rows = numbers.transpose(0, 2, 4, 1, 3, 5).reshape(-1, cx * cy * cz)
+    return rows if random is None else random.permutation(rows)
+
+
+def _clusters_per_wave(kernel: Kernel, clusters: int, cluster_lanes: int, cooperative: bool) -> int:
+    if cooperative:
+        return clusters
+    most = max(1, WAVE_LANES // cluster_lanes)
+    if any(i.opcode.startswith("clusterlaunchcontrol.try_cancel") for i in kernel.instructions):
+        most = min(most, -(-clusters // QUEUED_WAVES))
+    return most
 
 
 def _instruction_counts(program: Program, executed: Array) -> dict[str, int]:
@@ -81,54 +108,57 @@ def launch(
     shared_bytes: int,
     parameters: bytes,
     memory: GlobalMemory,
+    cluster: Shape = (1, 1, 1),
+    cooperative: bool = False,
     seed: int | None = None,
     uninitialized_shared: Literal["error", "poison"] = "error",
     profile: bool = False,
 ) -> LaunchRecord:
     """Runs `kernel` to completion and returns what it did; raises an `EmulatorError` at the first finding.
 
-    grid, block: (x, y, z). shared_bytes: dynamic shared memory per CTA. parameters: the parameter buffer.
-    memory: the only global memory that may be touched. seed: shuffles the order in which CTAs and warps are stepped.
+    grid, block, cluster: (x, y, z). shared_bytes: dynamic shared memory per CTA. parameters: the parameter buffer.
+    memory: the only global memory that may be touched. cooperative: all CTAs run at the same time, however many.
+    seed: shuffles the order in which CTAs and warps are stepped, and when asynchronous work completes.
     uninitialized_shared: "error" reports reads of shared memory that nobody wrote; "poison" lets them read 0xFF
     bytes (NaN), for programs that load rows they never use. profile: measure seconds per instruction family (slower).
     """
     started = time.perf_counter()
-    _check(kernel, grid, block, shared_bytes, parameters)
+    _check(kernel, grid, cluster, block, shared_bytes, parameters)
     program = compile_kernel(kernel)
     buffers = {name: np.frombuffer(data, np.uint8).copy() for name, data in kernel.constants.items()}
     if buffers:
         memory = memory.with_spans(Span(b.ctypes.data, b.nbytes, name) for name, b in buffers.items())
-    addresses = {name: b.ctypes.data for name, b in buffers.items()}
-    total = grid[0] * grid[1] * grid[2]
-    order = np.arange(total)
-    if seed is not None:
-        np.random.default_rng(seed).shuffle(order)
-    cta_lanes = -(-(block[0] * block[1] * block[2]) // 32) * 32
-    per_wave = max(1, WAVE_LANES // cta_lanes)
+    random = None if seed is None else np.random.default_rng(seed)
+    queue = deque(cta_order(grid, cluster, random))
+    cluster_lanes = math.prod(cluster) * -(-math.prod(block) // 32) * 32
+    per_wave = _clusters_per_wave(kernel, len(queue), cluster_lanes, cooperative)
     seconds_by_family: Counter[str] = Counter()
 
     def record(family: str, seconds: float) -> None:
         seconds_by_family[family] += seconds  # type: ignore[assignment]
 
     executed = np.zeros(len(program.blocks), np.int64)
-    for number, first in enumerate(range(0, total, per_wave)):
+    while queue:
         wave = Wave(
             kernel,
-            order[first : first + per_wave],
+            np.concatenate([queue.popleft() for _ in range(min(per_wave, len(queue)))]),
             grid,
             block,
             _shared_size(kernel, shared_bytes),
             parameters,
             memory,
-            addresses,
+            {name: b.ctypes.data for name, b in buffers.items()},
+            cluster=cluster,
+            queue=queue,
+            random=random,
             poison=uninitialized_shared == "poison",
             profile=record if profile else None,
         )
-        random = None if seed is None else np.random.default_rng((seed, number))
-        scheduler.run(wave, program, executed, random)
+        scheduler.run(wave, program, executed)
     return LaunchRecord(
         name=kernel.name,
         grid=grid,
+        cluster=cluster,
         block=block,
         shared_bytes=shared_bytes,
         seconds=time.perf_counter() - started,

@@ -24,6 +24,8 @@ UNIT: dict[int, Any] = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64, 1
 
 SHARED_WINDOW = 1 << 56
 """Generic address of shared byte 0. Process addresses are below 2^48, so windows and tensors cannot meet."""
+CLUSTER_SHIFT = 24
+"""A 32-bit shared address: the rank in the cluster plus one above this bit, 0 for the executing CTA's own memory."""
 LOCAL_WINDOW = 1 << 57
 """Generic address of the executing thread's local byte 0."""
 PARAMETER_WINDOW = 1 << 58

@@ -47,6 +47,12 @@ SPECIALS: dict[str, Callable[..., Any]] = {}
 BLOCK_PASSES: list[Callable[..., Any]] = []
 WAKERS: list[Callable[..., None]] = []
 """Called with the wave when every lane waits: a family may release lanes whose wait is over after all."""
+TIMEOUTS: list[Callable[..., None]] = []
+"""Called with the wave when no waker could help: waits that may time out do so, if that can still change anything."""
+FINISHERS: list[Callable[..., None]] = []
+"""Called with the wave when its last lane has exited: what is left unfinished completes, or is reported."""
+DRIFTERS: list[Callable[..., None]] = []
+"""Called with the wave now and then where the order is shuffled: asynchronous work may complete of its own accord."""
 EXPLAINERS: list[Callable[..., list[str]]] = []
 """Called with the wave in a deadlock: who waits for what, a line each."""
 

@@ -6,8 +6,9 @@ of the warps there takes the step: another order that the hardware could have ta
 each other.
 
 A block returns a tuple whose first element names an action (`registry.action`); the action moves the program
-counters. A lane that has to wait is `waiting` until an action releases it; when nobody can run, the wait is a
-deadlock, explained by `registry.EXPLAINERS`.
+counters. A lane that has to wait is `waiting` until an action releases it. A lane that polls has `yielded`: it runs
+again when nobody else can, which is also when asynchronous work completes (`registry.WAKERS`). When nobody can run and
+no wait can time out, the wait is a deadlock, explained by `registry.EXPLAINERS`.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from .memory import Array
 from .program import Program
 from .wave import Group, Wave
 
-
-def _runnable(wave: Wave) -> Array:
-    return np.where(wave.waiting, EXIT, wave.pc)
+POLLING_ROUNDS = 20_000
+"""Rounds in which lanes only polled, and nobody exited or stopped waiting, after which they are said to hang."""
+DRIFT = 0.1
+"""With a seed: how often asynchronous work may complete before anybody waits for it."""
 
 
 def _choose(pc: Array, random: np.random.Generator | None) -> tuple[int, Array]:
@@ -50,33 +52,74 @@ def _group(wave: Wave, mask: Array) -> Group:
     return Group(wave, slice(first, last + 1) if last - first + 1 == lanes.size else lanes)
 
 
-def _deadlock(wave: Wave) -> Deadlock:
+def _deadlock(wave: Wave, what: str) -> Deadlock:
     lines = [line for explain in registry.EXPLAINERS for line in explain(wave)]
-    error = Deadlock(f"deadlock: no thread of kernel {wave.kernel.name} can run\n  " + "\n  ".join(lines))
+    error = Deadlock(f"deadlock in kernel {wave.kernel.name}: {what}\n  " + "\n  ".join(lines))
     error.kernel = wave.kernel.name
     return error
 
 
-def run(
-    wave: Wave,
-    program: Program,
-    executed: Array,
-    random: np.random.Generator | None = None,
-) -> None:
+class _Scheduler:
+    """The order of one wave."""
+
+    def __init__(self, wave: Wave) -> None:
+        self.wave = wave
+        self.rounds = 0
+        self.seen: Array = np.zeros(0)
+
+    def next(self) -> tuple[int, Array] | None:
+        """(block, mask of its lanes) to run; None when every lane has exited. Raises Deadlock."""
+        wave = self.wave
+        while True:
+            if wave.random is not None and wave.random.random() < DRIFT:
+                for drift in registry.DRIFTERS:
+                    drift(wave)
+            pc = np.where(wave.waiting | wave.yielded, EXIT, wave.pc)
+            block, mask = _choose(pc, wave.random)
+            if block < EXIT:
+                return block, mask
+            if not (wave.pc < EXIT).any():
+                return None
+            self._wake()
+
+    def _wake(self) -> None:
+        """Nobody can run: asynchronous work completes, then polling lanes run again, then waits time out."""
+        wave = self.wave
+        for wake in registry.WAKERS:
+            wake(wave)
+        if (runnable := ~wave.waiting & (wave.pc < EXIT)).any():
+            if wave.yielded.any() and not (runnable & ~wave.yielded).any():
+                self._count_polling_rounds()
+            wave.yielded[:] = False
+            return
+        for expire in registry.TIMEOUTS:
+            expire(wave)
+        if not (~wave.waiting & (wave.pc < EXIT)).any():
+            raise _deadlock(wave, "no thread can run any more")
+
+    def _count_polling_rounds(self) -> None:
+        """Raises Deadlock if lanes poll and poll while the set of those who wait or have exited stays the same."""
+        wave = self.wave
+        idle = wave.waiting | (wave.pc >= EXIT)
+        if not np.array_equal(idle, self.seen):
+            self.seen, self.rounds = idle, 0
+        self.rounds += 1
+        if self.rounds > POLLING_ROUNDS:
+            lane = int(np.argmax(~idle))
+            cta, thread = wave.locate(lane)
+            raise _deadlock(wave, f"CTA {cta}, thread {thread} polls for what nobody does")
+
+
+def run(wave: Wave, program: Program, executed: Array) -> None:
     """Runs every lane of the wave to its exit. `executed[b]` counts the lanes that ran block b."""
     profiled = wave.profile is not None
+    order = _Scheduler(wave)
     with np.errstate(all="ignore"):
-        while True:
-            block, mask = _choose(_runnable(wave), random)
-            if block >= EXIT:
-                if not wave.waiting.any():
-                    return
-                for wake in registry.WAKERS:
-                    wake(wave)
-                if int(_runnable(wave).min()) >= EXIT:
-                    raise _deadlock(wave)
-                continue
+        while (choice := order.next()) is not None:
+            block, mask = choice
             group = _group(wave, mask)
             executed[block] += group.size
             outcome: tuple[Any, ...] = program.function(block, profiled)(group, group.registers)
             registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])
+        for finish in registry.FINISHERS:
+            finish(wave)

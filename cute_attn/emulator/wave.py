@@ -6,6 +6,7 @@ already left. A register is one array over all lanes of the wave, or a numpy sca
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any, NoReturn
@@ -22,10 +23,12 @@ Shape = tuple[int, int, int]
 
 
 class Wave:
-    """CTAs `ctas` (linear numbers in the grid) of one launch.
+    """CTAs `ctas` (linear numbers in the grid) of one launch; those of a cluster stand together, in order of rank.
 
-    poison: reads of shared memory that nobody wrote are let through. profile: called with (family, seconds) after every
-    operation. `state` is where families keep what they need per wave (barrier counts, fragment caches), by name.
+    queue: the launch's clusters that have not started yet, a row of CTAs each. random: the source of shuffled order,
+    None for the fixed one. poison: reads of shared memory that nobody wrote are let through. profile: called with
+    (family, seconds) after every operation. `state` is where families keep what they need per wave (barrier counts,
+    fragment caches), by name. A lane that is `waiting` cannot run; one that has `yielded` runs when no other can.
     """
 
     def __init__(
@@ -39,13 +42,20 @@ class Wave:
         memory: GlobalMemory,
         constants: dict[str, int],
         *,
+        cluster: Shape = (1, 1, 1),
+        queue: deque[Array] | None = None,
+        random: np.random.Generator | None = None,
         poison: bool = False,
         profile: Callable[[str, float], None] | None = None,
     ) -> None:
         self.kernel = kernel
         self.ctas = ctas
         self.grid = grid
+        self.cluster = cluster
+        self.cluster_size = cluster[0] * cluster[1] * cluster[2]
         self.block = block
+        self.queue = deque() if queue is None else queue
+        self.random = random
         self.parameters = np.frombuffer(parameters.ljust(kernel.parameter_bytes + 16, b"\0"), np.uint8)
         self.memory = memory
         self.constants = constants
@@ -61,6 +71,7 @@ class Wave:
         self.thread_of_lane = np.tile(np.arange(self.cta_lanes, dtype=np.int64), len(ctas))
         self.pc = np.where(self.thread_of_lane < self.threads, 0, EXIT)
         self.waiting = np.zeros(self.lanes, bool)
+        self.yielded = np.zeros(self.lanes, bool)
         self.everyone = Group(self, slice(0, self.lanes))
         self.state: dict[str, Any] = {}
 
