@@ -102,7 +102,8 @@ class Transfers:
     """Copies of one instruction that report to mbarriers, a row each.
 
     cta, offset: the mbarrier that is told, by CTA of the wave and offset in its shared memory. nbytes: what is reported
-    (complete_tx) once the row has been performed. index: the instruction; lane: who issued the row.
+    (complete_tx) once the row has been performed, and arrivals: how many arrive then. lane: who issued the row; index:
+    the instruction.
     """
 
     cta: Array
@@ -111,6 +112,7 @@ class Transfers:
     lane: Array
     index: int
     perform: Perform
+    arrivals: int = 0
 
     def part(self, rows: Array) -> Transfers:
         """The same with some rows only; `perform` still takes positions into this object's rows."""
@@ -122,4 +124,5 @@ class Transfers:
             self.lane[rows],
             self.index,
             lambda some: whole(rows[some]),
+            self.arrivals,
         )

@@ -42,6 +42,11 @@ class Instruction:
     def parts(self) -> tuple[str, ...]:
         return tuple(self.opcode.replace("::", "@").split("."))
 
+    @property
+    def place(self) -> str:
+        """The quoted text, and the line of the kernel's source where the program keeps line information."""
+        return f"`{self.text}` ({self.source})" if self.source else f"`{self.text}`"
+
 
 @dataclass
 class Variable:

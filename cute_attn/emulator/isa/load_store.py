@@ -27,7 +27,7 @@ from ..registry import emits, helper, instruction_type
 from ..types import PtxType
 from ..wave import Group
 
-_SPACE_NAMES = "global shared shared::cta local param param::entry const"
+_SPACE_NAMES = "global shared shared::cta shared::cluster local param param::entry const"
 _VECTORS = "v2 v4"
 _HINTS = """
     ca cg cs lu cv wb wt volatile relaxed weak acquire release cta cluster gpu sys mmio

@@ -19,11 +19,10 @@ def _axis(name: str, axis: int) -> None:
     special(f"%ctaid.{name}")(lambda g: g.take(g.wave.cta_index[axis]))
     special(f"%ntid.{name}")(lambda g: np.uint32(g.wave.block[axis]))
     special(f"%nctaid.{name}")(lambda g: np.uint32(g.wave.grid[axis]))
-    # Without a cluster launch every CTA is a cluster of one.
-    special(f"%cluster_ctaid.{name}")(lambda g: _ZERO)
-    special(f"%cluster_nctaid.{name}")(lambda g: np.uint32(1))
-    special(f"%clusterid.{name}")(lambda g: g.take(g.wave.cta_index[axis]))
-    special(f"%nclusterid.{name}")(lambda g: np.uint32(g.wave.grid[axis]))
+    special(f"%cluster_ctaid.{name}")(lambda g: g.take(g.wave.cta_index[axis]) % np.uint32(g.wave.cluster[axis]))
+    special(f"%cluster_nctaid.{name}")(lambda g: np.uint32(g.wave.cluster[axis]))
+    special(f"%clusterid.{name}")(lambda g: g.take(g.wave.cta_index[axis]) // np.uint32(g.wave.cluster[axis]))
+    special(f"%nclusterid.{name}")(lambda g: np.uint32(g.wave.grid[axis] // g.wave.cluster[axis]))
 
 
 for _number, _name in enumerate("xyz"):
@@ -80,12 +79,28 @@ def clock64(group: Group) -> Any:
     return np.uint64(next(_ticks))
 
 
-@special("%smid", "%gridid", "%cluster_ctarank", "%is_explicit_cluster")
+@special("%cluster_ctarank")
+def rank_in_cluster(group: Group) -> Any:
+    """Rank of the CTA; CTAs of a cluster stand together in a wave."""
+    return (group.cta % group.wave.cluster_size).astype(np.uint32)
+
+
+@special("%cluster_nctarank")
+def cluster_size(group: Group) -> Any:
+    return np.uint32(group.wave.cluster_size)
+
+
+@special("%is_explicit_cluster")
+def is_explicit_cluster(group: Group) -> Any:
+    return np.uint32(group.wave.cluster_size > 1)
+
+
+@special("%smid", "%gridid")
 def zero(group: Group) -> Any:
     return _ZERO
 
 
-@special("%nsmid", "%cluster_nctarank")
+@special("%nsmid")
 def one(group: Group) -> Any:
     return np.uint32(1)
 

@@ -1,0 +1,153 @@
+"""Clusters of CTAs: mapa, getctarank and barrier.cluster.
+
+An address of another CTA's shared memory carries that CTA's rank (see `memory.CLUSTER_SHIFT`); loads, stores, mbarriers
+and bulk copies resolve it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..assembly import EXIT
+from ..codegen import BlockBuilder
+from ..errors import BarrierMismatch, OutOfBounds
+from ..memory import CLUSTER_SHIFT, Array
+from ..module import Instruction
+from ..registry import EXPLAINERS, WAKERS, action, emits, helper
+from ..wave import Group, Wave
+
+_RANK_MASK = ~np.uint64(0xFF << CLUSTER_SHIFT)
+
+
+# ---- addresses
+
+
+@emits("mapa", types="u32 u64", modifiers="shared::cluster")
+def mapa(b: BlockBuilder, i: Instruction) -> None:
+    """The address of the same variable in the CTA of a rank: 32 bits in the shared window, or 64 bits generic."""
+    dtype = "uint64" if i.parts[-1] == "u64" and "shared@cluster" not in i.parts else "uint32"
+    address, rank = b.read(i.operands[1], dtype), b.read(i.operands[2], "uint32")
+    value = b.checked(f"map_address(G, {address}, {rank}, {i.index})")
+    b.write(i.operands[0], value, dtype)
+
+
+@emits("getctarank", types="u32 u64", modifiers="shared::cluster")
+def getctarank(b: BlockBuilder, i: Instruction) -> None:
+    address = b.read(i.operands[1], "uint64" if i.parts[-1] == "u64" else "uint32")
+    b.write(i.operands[0], f"rank_of_address(G, {address})", "uint32")
+
+
+@helper
+def map_address(group: Group, address: Any, rank: Any, index: int) -> Any:
+    ranks = group.spread(rank)
+    if (bad := ranks >= group.wave.cluster_size).any():
+        first = int(np.argmax(bad))
+        size = group.wave.cluster_size
+        group.fail(OutOfBounds, index, first, f"mapa to rank {int(ranks[first])}: the cluster has {size} CTAs")
+    kind = address.dtype.type
+    return (address & kind(_RANK_MASK & np.uint64(np.iinfo(kind).max))) | (
+        (rank.astype(kind) + kind(1)) << kind(CLUSTER_SHIFT)
+    )
+
+
+@helper
+def rank_of_address(group: Group, address: Any) -> Any:
+    kind = address.dtype.type
+    rank = (address >> kind(CLUSTER_SHIFT)) & kind(0xFF)
+    own = (group.cta % group.wave.cluster_size).astype(np.uint32)
+    return np.where(rank == 0, own, (rank - kind(1)).astype(np.uint32))
+
+
+# ---- barrier.cluster
+
+
+@dataclass
+class ClusterBarrier:
+    """Per lane: how often it has arrived and how often it has waited, and the instruction at which it waits now."""
+
+    arrived: Array
+    waited: Array
+    index: Array
+
+
+def _state(wave: Wave) -> ClusterBarrier:
+    if "cluster barrier" not in wave.state:
+        lanes = np.zeros((3, wave.lanes), np.int64)
+        wave.state["cluster barrier"] = ClusterBarrier(lanes[0], lanes[1], lanes[2])
+    found: ClusterBarrier = wave.state["cluster barrier"]
+    return found
+
+
+@emits("barrier.cluster.arrive", modifiers="aligned release relaxed", ends_block=True)
+@emits("barrier.cluster.wait", modifiers="aligned acquire", ends_block=True)
+def barrier_cluster(b: BlockBuilder, i: Instruction) -> None:
+    guard = "None" if i.guard is None else b.predicate(("!" if i.guard_negated else "") + i.guard)
+    b.finish(f"('barrier.cluster', {guard}, {i.parts[2] == 'wait'}, {'aligned' in i.parts}, {i.index})", b.number + 1)
+
+
+@action("barrier.cluster")
+def at_cluster_barrier(
+    wave: Wave, group: Group, block: int, guard: Any, waits: bool, aligned: bool, index: int
+) -> None:
+    """Arrives, or waits until every thread of the cluster that has not exited has arrived as often."""
+    state = _state(wave)
+    wave.pc[group.lanes] = block + 1
+    taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
+    lanes = group.lane_numbers[taking]
+    if not lanes.size:
+        return
+    if aligned:
+        group.require_whole_warps(index)
+    ahead = state.arrived[lanes] - state.waited[lanes]
+    if (wrong := ahead != int(waits)).any():
+        position = int(np.flatnonzero(taking)[np.argmax(wrong)])
+        what = "waits at the cluster's barrier without having arrived" if waits else "arrives twice without a wait"
+        group.fail(BarrierMismatch, index, position, f"a thread {what}")
+    if not waits:
+        state.arrived[lanes] += 1
+    else:
+        state.waited[lanes] += 1
+        state.index[lanes] = index
+        wave.waiting[lanes] = True
+    _release(wave)
+
+
+def _release(wave: Wave) -> None:
+    if "cluster barrier" not in wave.state:
+        return
+    state = _state(wave)
+    by_cluster = (-1, wave.cluster_size * wave.cta_lanes)
+    gone = wave.pc >= EXIT
+    slowest = np.where(gone, np.iinfo(np.int64).max, state.arrived).reshape(by_cluster).min(1)
+    free = (state.index > 0) & (state.waited <= np.repeat(slowest, by_cluster[1]))
+    state.index[free] = 0
+    wave.waiting[free] = False
+
+
+def _explain(wave: Wave) -> list[str]:
+    if "cluster barrier" not in wave.state:
+        return []
+    state = _state(wave)
+    lines = []
+    waiting = state.index > 0
+    for first in range(0, wave.lanes, wave.cluster_size * wave.cta_lanes):
+        lanes = slice(first, first + wave.cluster_size * wave.cta_lanes)
+        if not waiting[lanes].any():
+            continue
+        lane = first + int(np.argmax(waiting[lanes]))
+        late = (wave.pc[lanes] < EXIT) & (state.arrived[lanes] < state.waited[lane])
+        missing = first + np.flatnonzero(late)
+        warps = sorted({(wave.locate(int(n))[0], int(wave.thread_of_lane[n]) // 32) for n in missing})
+        text = wave.kernel.instructions[int(state.index[lane])].place
+        lines.append(
+            f"CTA {wave.locate(lane)[0]}: the cluster's barrier at {text} has not seen "
+            + ", ".join(f"CTA {cta} warp {warp}" for cta, warp in warps[:8])
+        )
+    return lines
+
+
+WAKERS.append(_release)
+EXPLAINERS.append(_explain)

@@ -1,0 +1,272 @@
+"""mbarrier: init, inval, expect_tx, complete_tx, arrive, arrive_drop, test_wait, try_wait, pending_count.
+
+A wait is a block of its own: a lane whose phase is not complete is parked before it and runs it again when the phase
+completes (PTX ISA, "mbarrier.try_wait": the thread may be suspended) or when the wait times out. test_wait does not
+park, it yields. The state that arrive returns is the phase's number in the upper and the pending count in the lower
+half. Names of sections are those of the PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..access import active, check_alignment, cluster_cta, shared_elements
+from ..codegen import BlockBuilder
+from ..errors import BarrierMismatch, OutOfBounds
+from ..mbarriers import MAX_COUNT, Mbarriers
+from ..memory import CLUSTER_SHIFT, SHARED_WINDOW, Array
+from ..module import Instruction
+from ..registry import DRIFTERS, EXPLAINERS, FINISHERS, TIMEOUTS, WAKERS, action, emits, helper
+from ..wave import Group, Wave
+from .load_store import address_expression, state_space
+
+_SPACES = "shared shared::cta shared::cluster"
+_ORDER = "release acquire relaxed cta cluster"
+
+
+def _address(b: BlockBuilder, i: Instruction, operand: str) -> str:
+    return address_expression(b, operand, "uint32" if state_space(i) == "shared" else "uint64")
+
+
+@emits("mbarrier.init", types="b64", modifiers="shared shared::cta")
+def init(b: BlockBuilder, i: Instruction) -> None:
+    address, count = _address(b, i, i.operands[0]), b.read(i.operands[1], "uint32")
+    b.effect(f"mbarrier_init(G, {address}, {count}, {b.mask}, {i.index})")
+
+
+@emits("mbarrier.inval", types="b64", modifiers="shared shared::cta")
+def inval(b: BlockBuilder, i: Instruction) -> None:
+    b.effect(f"mbarrier_inval(G, {_address(b, i, i.operands[0])}, {b.mask}, {i.index})")
+
+
+@emits("mbarrier.expect_tx", "mbarrier.complete_tx", types="b64", modifiers=f"{_SPACES} {_ORDER}")
+def bytes_only(b: BlockBuilder, i: Instruction) -> None:
+    address, count = _address(b, i, i.operands[0]), b.read(i.operands[1], "uint32")
+    b.effect(f"mbarrier_bytes(G, {address}, {count}, {i.parts[1] == 'expect_tx'}, {b.mask}, {i.index})")
+
+
+@emits(
+    "mbarrier.arrive",
+    "mbarrier.arrive_drop",
+    types="b64",
+    modifiers=f"expect_tx noComplete {_SPACES} {_ORDER}",
+)
+def arrive(b: BlockBuilder, i: Instruction) -> None:
+    """mbarrier.arrive [state,] [addr] {, count}, and .expect_tx with bytes in place of the count."""
+    operands = list(i.operands)
+    state = "_" if operands[0].startswith("[") else operands.pop(0)
+    address = _address(b, i, operands[0])
+    amount = b.read(operands[1], "uint32") if len(operands) > 1 else b.constant(1, "uint32")
+    kind = "expect_tx" if "expect_tx" in i.parts else i.parts[1]
+    value = b.checked(f"mbarrier_arrive(G, {address}, {amount}, {kind!r}, {b.mask}, {i.index})")
+    if kind == "expect_tx" and i.parts[1] == "arrive_drop":
+        b.effect(f"unknown_instruction(G, {i.index})")
+    b.write(state, value, "uint64")
+
+
+@emits("mbarrier.pending_count", types="b64", modifiers="")
+def pending_count(b: BlockBuilder, i: Instruction) -> None:
+    b.write(i.operands[0], f"{b.read(i.operands[1], 'uint64')}.astype(uint32)", "uint32")
+
+
+@emits(
+    "mbarrier.test_wait",
+    "mbarrier.try_wait",
+    types="b64",
+    modifiers=f"parity {_SPACES} {_ORDER}",
+    starts_block=True,
+    ends_block=True,
+)
+def wait(b: BlockBuilder, i: Instruction) -> None:
+    """mbarrier.try_wait{.parity} done, [addr], state or parity {, time limit}: the limit changes nothing."""
+    guard = "None" if i.guard is None else b.predicate(("!" if i.guard_negated else "") + i.guard)
+    parity = "parity" in i.parts
+    address = _address(b, i, i.operands[1])
+    awaited = b.read(i.operands[2], "uint32" if parity else "uint64")
+    done = b.kernel.registers[i.operands[0]]
+    b.finish(
+        f"('mbarrier.wait', {guard}, {address}, {awaited}, {parity}, {i.parts[1] == 'try_wait'}, {done}, {i.index})",
+        b.number,
+        b.number + 1,
+    )
+
+
+# ---- execution
+
+
+def shared_address(group: Group, address: Array, positions: Array | None, index: int) -> Array:
+    """32-bit shared addresses of generic ones; those of the right width already stay as they are."""
+    if address.dtype != np.uint64:
+        return address
+    offset = address - np.uint64(SHARED_WINDOW)
+    if offset.size and (bad := offset >= np.uint64(1 << 32)).any():
+        first = int(np.argmax(bad))
+        position = first if positions is None else int(positions[first])
+        group.fail(OutOfBounds, index, position, f"address {int(address[first]):#x} is not in shared memory")
+    return offset.astype(np.uint32)
+
+
+def mbarrier_keys(
+    group: Group, address: Any, mask: Any, index: int, verb: str, *, known: bool = True
+) -> tuple[Mbarriers, Array, Array | None]:
+    """(the wave's barriers, keys of the lanes that take part, their positions); checks that barriers are there."""
+    table = Mbarriers.of(group.wave)
+    lanes, positions = active(group, address, mask)
+    lanes = shared_address(group, lanes, positions, index)
+    check_alignment(group, lanes, 8, positions, index)
+    if not lanes.size:
+        return table, np.zeros(0, np.int64), positions
+    if int(lanes.max()) >> CLUSTER_SHIFT:
+        cta, offset = cluster_cta(group, lanes, positions, index, verb)
+    else:
+        cta, offset = group.cta if positions is None else group.cta[positions], lanes
+    if int(offset.max()) + 8 > group.wave.shared.size:
+        shared_elements(group, lanes, 8, positions, index, verb)  # reports it
+    keys = table.key(cta, offset)
+    if known and (unknown := table.count[keys] == 0).any():
+        first = int(np.argmax(unknown))
+        group.fail(
+            BarrierMismatch,
+            index,
+            first if positions is None else int(positions[first]),
+            f"{verb} at the {table.describe(int(keys[first]))}, which nobody has initialised",
+        )
+    return table, keys, positions
+
+
+def _of_lanes(group: Group, value: Any, positions: Array | None) -> Array:
+    spread = group.spread(value)
+    return spread if positions is None else spread[positions]
+
+
+def _first(positions: Array | None) -> int:
+    return 0 if positions is None else int(positions[0])
+
+
+@helper
+def mbarrier_init(group: Group, address: Any, count: Any, mask: Any, index: int) -> None:
+    table, keys, positions = mbarrier_keys(group, address, mask, index, "init", known=False)
+    if not keys.size:
+        return
+    counts = _of_lanes(group, count, positions).astype(np.int64)
+    if counts.min() < 1 or counts.max() > MAX_COUNT:
+        group.fail(BarrierMismatch, index, _first(positions), f"mbarrier.init with a count outside 1..{MAX_COUNT}")
+    if (busy := np.isin(keys, table.waiters.key[table.waiters.key >= 0]) | (table.in_flight[keys] > 0)).any():
+        what = table.describe(int(keys[busy][0]))
+        group.fail(BarrierMismatch, index, _first(positions), f"init of the {what} while it is in use")
+    lanes, _ = active(group, address, mask)
+    elements, low, high = shared_elements(
+        group, shared_address(group, lanes, positions, index), 8, positions, index, "write"
+    )
+    group.wave.shared.mark(elements, 8, low, high)
+    table.initialize(keys, counts)
+
+
+@helper
+def mbarrier_inval(group: Group, address: Any, mask: Any, index: int) -> None:
+    table, keys, _ = mbarrier_keys(group, address, mask, index, "inval")
+    table.count[keys] = 0
+
+
+@helper
+def mbarrier_bytes(group: Group, address: Any, amount: Any, expected: bool, mask: Any, index: int) -> None:
+    table, keys, positions = mbarrier_keys(group, address, mask, index, "expect_tx" if expected else "complete_tx")
+    if keys.size:
+        with _attributed(group, positions, index):
+            (table.expect if expected else table.report)(keys, _of_lanes(group, amount, positions).astype(np.int64))
+
+
+@helper
+def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: str, mask: Any, index: int) -> Any:
+    """Arrival of `amount`, or of one with `amount` bytes announced; the state before it."""
+    table, keys, positions = mbarrier_keys(group, address, mask, index, "arrive")
+    state = np.zeros(group.size, np.uint64)
+    if not keys.size:
+        return state
+    amounts = _of_lanes(group, amount, positions).astype(np.int64)
+    before = (table.phase[keys].astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
+    with _attributed(group, positions, index):
+        if kind == "expect_tx":
+            table.expect(keys, amounts)
+            amounts = np.ones(keys.size, np.int64)
+        (table.drop if kind == "arrive_drop" else table.arrive)(keys, amounts)
+    state[slice(None) if positions is None else positions] = before
+    return state
+
+
+class _attributed:
+    """Names instruction, CTA and thread in a finding of the barrier table."""
+
+    def __init__(self, group: Group, positions: Array | None, index: int) -> None:
+        self.group, self.positions, self.index = group, positions, index
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, BarrierMismatch) and error.instruction is None:
+            self.group.fail(BarrierMismatch, self.index, _first(self.positions), str(error))
+
+
+@action("mbarrier.wait")
+def wait_at(
+    wave: Wave,
+    group: Group,
+    block: int,
+    guard: Any,
+    address: Any,
+    awaited: Any,
+    parity: bool,
+    blocking: bool,
+    done: int,
+    index: int,
+) -> None:
+    """Lanes whose phase is complete go on with true, those whose wait has timed out with false, the others wait."""
+    table, keys, positions = mbarrier_keys(group, address, guard, index, "wait")
+    wave.pc[group.lanes] = block + 1
+    if not keys.size:
+        return
+    lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    value = _of_lanes(group, awaited, positions)
+    phase = table.phase[keys]
+    if parity:
+        complete = (phase & 1) != (value & 1)
+        target = phase
+    else:
+        target = (value >> np.uint64(32)).astype(np.int64)
+        complete = phase > target
+    go = complete.copy()
+    if blocking:
+        go |= table.waiters.expired[lanes]
+        table.waiters.expired[lanes] = False
+        stay = ~go
+        if stay.any():
+            wave.pc[lanes[stay]] = block
+            table.park(lanes[stay], keys[stay], target[stay], index)
+    else:
+        go[:] = True
+        table.polled.update(keys[~complete].tolist())
+        wave.yielded[lanes[~complete]] = True
+    if go.any():
+        result = group.spread(group.registers[done]).astype(bool)
+        chosen = np.flatnonzero(go)
+        result[chosen if positions is None else positions[chosen]] = complete[go]
+        group.registers[done] = result
+
+
+def _each_wave(method: str) -> Any:
+    """Calls a method of the wave's table, if it has one."""
+
+    def call(wave: Wave) -> Any:
+        return getattr(wave.state["mbarriers"], method)() if "mbarriers" in wave.state else []
+
+    return call
+
+
+WAKERS.append(_each_wave("land_awaited"))
+DRIFTERS.append(_each_wave("drift"))
+TIMEOUTS.append(_each_wave("expire"))
+EXPLAINERS.append(_each_wave("explain"))
+FINISHERS.append(_each_wave("finish"))
