@@ -11,7 +11,7 @@ and not before. With a seed, rows may complete at any moment between their issue
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,8 +24,12 @@ Perform = Callable[[Array], None]
 
 @dataclass
 class _Operation:
-    """Rows in flight of one instruction: the lane and its group's number for each, and their positions when issued."""
+    """Rows in flight of one instruction: the lane and its group's number for each, and their positions when issued.
 
+    number: how many operations the wave had issued before.
+    """
+
+    number: int
     lanes: Array
     groups: Array
     rows: Array
@@ -35,12 +39,13 @@ class _Operation:
 class CommitGroups:
     """The operations of one kind ("cp.async", "bulk", "wgmma") that the lanes of a wave have in flight.
 
-    `open` [lanes] is the number of the group that a lane is filling.
+    `open` [lanes] is the number of the group that a lane is filling; `issued` counts operations.
     """
 
     def __init__(self, wave: Wave) -> None:
         self.wave = wave
         self.open = np.zeros(wave.lanes, np.int64)
+        self.issued = 0
         self._operations: list[_Operation] = []
 
     @classmethod
@@ -53,7 +58,9 @@ class CommitGroups:
 
     def issue(self, lanes: Array, perform: Perform) -> None:
         """Puts an operation of `lanes` (numbers in the wave) into the groups they are filling."""
-        self._operations.append(_Operation(lanes, self.open[lanes], np.arange(lanes.size), perform))
+        operation = _Operation(self.issued, lanes, self.open[lanes], np.arange(lanes.size), perform)
+        self._operations.append(operation)
+        self.issued += 1
 
     def commit(self, lanes: Array) -> None:
         """Closes the group that each of the lanes is filling."""
@@ -65,11 +72,12 @@ class CommitGroups:
         limit[lanes] = self.open[lanes] - newest
         self._complete(lambda op: op.groups < limit[op.lanes])
 
-    def wait_all(self, lanes: Array) -> None:
-        """Completes everything that these lanes have issued, in closed groups or not."""
+    def wait_all(self, lanes: Array, before: int | None = None) -> None:
+        """Completes what these lanes have issued, in closed groups or not; of the wave's first `before` operations."""
         chosen = np.zeros(self.wave.lanes, bool)
         chosen[lanes] = True
-        self._complete(lambda op: chosen[op.lanes])
+        limit = self.issued if before is None else before
+        self._complete(lambda op: chosen[op.lanes] & (op.number < limit))
 
     def finish(self) -> None:
         """Completes everything."""
@@ -90,8 +98,11 @@ class CommitGroups:
             if now.any():
                 operation.perform(operation.rows[now])
                 keep = ~now
-                operation = _Operation(
-                    operation.lanes[keep], operation.groups[keep], operation.rows[keep], operation.perform
+                operation = replace(
+                    operation,
+                    lanes=operation.lanes[keep],
+                    groups=operation.groups[keep],
+                    rows=operation.rows[keep],
                 )
             left.append(operation)
         self._operations = left

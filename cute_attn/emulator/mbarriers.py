@@ -66,6 +66,10 @@ class Mbarriers:
     def key(self, cta: Array, offset: Array) -> Array:
         return cta * self.slots + (offset.astype(np.int64) >> 3)
 
+    def place(self, keys: Array) -> tuple[Array, Array]:
+        """(CTA of the wave, offset in its shared memory)."""
+        return keys // self.slots, keys % self.slots * 8
+
     def describe(self, key: int) -> str:
         """ "mbarrier at 0x10 of CTA (0, 0, 0)", for findings."""
         cta = self.wave.locate(key // self.slots * self.wave.cta_lanes)[0]
@@ -93,6 +97,10 @@ class Mbarriers:
                     f"have come, and the phase still waits for {int(self.bytes[key])} bytes"
                 )
             keys, counts = keys[left], counts[left]
+
+    def enlarge(self, keys: Array) -> None:
+        """Expects one arrival more per key in the current phase."""
+        np.add.at(self.pending, keys, 1)
 
     def expect(self, keys: Array, nbytes: Array) -> None:
         """Announces bytes of the current phase."""

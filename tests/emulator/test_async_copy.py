@@ -87,3 +87,54 @@ def test_misaligned_source_and_destination():
         arrays = {"source": source, "sizes": np.full(32, 16, np.uint32), "out": out}
         with pytest.raises(Misaligned, match="not a multiple of 16"):
             run(body, arrays, shared=1024)
+
+
+# Each lane copies its 4 bytes of two rows in two groups, waits for all but `newest` of them, and reads the first row.
+TWO_GROUPS = """
+    shl.b32 %r1, %r50, 2; mad.wide.u32 %rd5, %r50, 4, %rd0; mad.wide.u32 %rd6, %r50, 4, %rd1;
+    cp.async.ca.shared.global [%r1], [%rd5], 4; cp.async.commit_group;
+    cp.async.ca.shared.global [%r1+128], [%rd5+128], 4; cp.async.commit_group;
+    {wait}
+    ld.shared.u32 %r2, [%r1]; st.global.u32 [%rd6], %r2;
+"""
+
+
+@pytest.mark.parametrize("wait", ["cp.async.wait_group 1;", "cp.async.wait_group 0;", "cp.async.wait_all;"])
+def test_a_wait_completes_the_older_groups(wait):
+    source, out = np.arange(64, dtype=np.uint32), np.zeros(32, np.uint32)
+    run(TWO_GROUPS.format(wait=wait), {"source": source, "out": out}, shared=256)
+    assert (out == source[:32]).all()
+
+
+@pytest.mark.parametrize("wait", ["", "cp.async.wait_group 2;"])
+def test_a_copy_lands_only_when_it_is_waited_for(wait):
+    source, out = np.arange(64, dtype=np.uint32), np.zeros(32, np.uint32)
+    with pytest.raises(UninitializedShared):
+        run(TWO_GROUPS.format(wait=wait), {"source": source, "out": out}, shared=256)
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("count, form", [(32, ".noinc"), (1, "")])
+def test_an_mbarrier_waits_for_the_copies_of_its_threads(count, form, seed):
+    """Warp 0 copies; warp 1 waits at the mbarrier for what warp 0 never waits for itself."""
+    source, out = np.arange(32, dtype=np.uint32), np.zeros(32, np.uint32)
+    extra = "" if form else "@%p11 mbarrier.arrive.shared::cta.b64 _, [256];"
+    body = f"""
+    setp.eq.u32 %p11, %r50, 0;
+    @%p11 mbarrier.init.shared::cta.b64 [256], {count};
+    bar.sync 0;
+    and.b32 %r3, %r50, 31; shl.b32 %r1, %r3, 2; mad.wide.u32 %rd5, %r3, 4, %rd0; mad.wide.u32 %rd6, %r3, 4, %rd1;
+    setp.ge.u32 %p1, %r50, 32;
+    @%p1 bra consumer;
+    cp.async.ca.shared.global [%r1], [%rd5], 4;
+    cp.async.mbarrier.arrive{form}.shared::cta.b64 [256];
+    {extra}
+    bra done;
+consumer:
+    mbarrier.try_wait.parity.shared::cta.b64 %p2, [256], 0;
+    @!%p2 bra consumer;
+    ld.shared.u32 %r2, [%r1]; st.global.u32 [%rd6], %r2;
+done:
+"""
+    run(body, {"source": source, "out": out}, block=(64, 1, 1), shared=272, seed=seed)
+    assert (out == source).all()

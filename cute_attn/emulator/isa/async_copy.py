@@ -1,7 +1,7 @@
 """cp.async: 4, 8 or 16 bytes from global to shared memory, with zero fill.
 
-The copy happens at the instruction, which is one of the moments the hardware may choose; commit and wait order nothing
-more. Bytes beyond the source size become zeros and are not read.
+Addresses are checked at the instruction; the bytes move when a wait needs them (see `async_work`). Bytes beyond the
+source size become zeros and are not read. `cp.async.mbarrier.arrive` lets an mbarrier wait for a thread's copies.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from ..access import active, check_alignment, global_elements, shared_elements
+from ..async_work import CommitGroups, Transfers
 from ..codegen import BlockBuilder
 from ..errors import InvalidOperand
-from ..memory import UNIT, Array
+from ..memory import UNIT, Array, GlobalMemory
 from ..module import Instruction
 from ..registry import emits, helper
 from ..wave import Group
-from .load_store import address_expression
+from .load_store import address_expression, state_space
+from .mbarrier import mbarrier_keys
 
 
 @emits(
@@ -45,9 +47,11 @@ def copy(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"copy_async(G, {dest}, {source}, {size}, {taken}, {b.mask}, {i.index})")
 
 
-@emits("cp.async.commit_group", "cp.async.wait_group", "cp.async.wait_all")
-def order(b: BlockBuilder, i: Instruction) -> None:
-    """Every copy has already happened."""
+@emits("cp.async.mbarrier.arrive", types="b64", modifiers="noinc shared shared::cta")
+def arrive_later(b: BlockBuilder, i: Instruction) -> None:
+    """An arrival that comes when the copies issued so far are complete; without .noinc it is one more than expected."""
+    address = address_expression(b, i.operands[0], "uint32" if state_space(i) == "shared" else "uint64")
+    b.effect(f"arrive_after_copies(G, {address}, {'noinc' in i.parts}, {b.mask}, {i.index})")
 
 
 @helper
@@ -63,28 +67,57 @@ def copy_async(group: Group, dest: Any, source: Any, size: int, taken: Any, mask
     if int(taken.max()) > size:
         worst = int(np.argmax(taken))
         group.fail(InvalidOperand, index, worst, f"cp.async of {size} bytes with a source size of {int(taken[worst])}")
-    group.wave.shared.views[size][elements] = _fetch(group, source, size, taken, positions, index)
-    group.wave.shared.mark(elements, size, low, high)
+    _check_source(group, source, size, taken, positions, index)
+    wave = group.wave
+
+    def perform(rows: Array) -> None:
+        some = elements[rows]
+        wave.shared.views[size][some] = _fetch(wave.memory, source[rows], size, taken[rows])
+        wave.shared.mark(some, size, low, high)
+
+    lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    CommitGroups.of(wave, "cp.async").issue(lanes, perform)
 
 
-def _fetch(group: Group, source: Array, size: int, taken: Array, positions: Array | None, index: int) -> Array:
-    """[n] elements of `size` bytes: `taken` bytes of memory, then zeros."""
-    memory = group.wave.memory
+def _check_source(group: Group, source: Array, size: int, taken: Array, positions: Array | None, index: int) -> None:
+    """A partial copy may end at the last byte of a tensor: only the bytes it takes have to be there."""
+    check_alignment(group, source, size, positions, index)
+    for amount in np.unique(taken):
+        if amount:
+            chosen = np.flatnonzero(taken == amount)
+            where = chosen if positions is None else positions[chosen]
+            global_elements(group, source[chosen], size, where, index, "read", touched=int(amount))
+
+
+def _fetch(memory: GlobalMemory, source: Array, size: int, taken: Array) -> Array:
+    """[n] elements of `size` bytes: `taken` bytes of memory, then zeros. Addresses have been checked."""
     if int(taken.min()) == size:
-        return memory.views[size].take(global_elements(group, source, size, positions, index, "read"))
+        return memory.views[size].take(memory.index(source, size))
     data: Array = np.zeros(source.size, UNIT[size])
     for amount in np.unique(taken):
-        if amount == 0:
-            continue
         chosen = np.flatnonzero(taken == amount)
-        where = chosen if positions is None else positions[chosen]
         if int(amount) == size:
-            data[chosen] = memory.views[size].take(global_elements(group, source[chosen], size, where, index, "read"))
-            continue
-        # A partial copy may end at the last byte of a tensor: only the bytes it takes are checked and read.
-        global_elements(group, source[chosen], size, where, index, "read", touched=int(amount))
-        first = memory.index(source[chosen], 1)
-        columns = memory.views[1][first[:, None] + np.arange(int(amount))]
-        data.view(np.uint8).reshape(-1, size)[chosen, : int(amount)] = columns
-    check_alignment(group, source, size, positions, index)
+            data[chosen] = memory.views[size].take(memory.index(source[chosen], size))
+        elif amount:
+            first = memory.index(source[chosen], 1)
+            columns = memory.views[1][first[:, None] + np.arange(int(amount))]
+            data.view(np.uint8).reshape(-1, size)[chosen, : int(amount)] = columns
     return data
+
+
+@helper
+def arrive_after_copies(group: Group, address: Any, expected: bool, mask: Any, index: int) -> None:
+    table, keys, positions = mbarrier_keys(group, address, mask, index, "arrive")
+    if not keys.size:
+        return
+    lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    copies = CommitGroups.of(group.wave, "cp.async")
+    if not expected:
+        table.enlarge(keys)
+    issued = copies.issued
+
+    def perform(rows: Array) -> None:
+        copies.wait_all(lanes[rows], issued)
+
+    cta, offset = table.place(keys)
+    table.issue(Transfers(cta, offset, np.zeros(keys.size, np.int64), lanes, index, perform, arrivals=1))
