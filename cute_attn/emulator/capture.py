@@ -63,16 +63,18 @@ class _LoadedKernel:
 
 @dataclass(frozen=True)
 class Settings:
-    """How launches are run; the same results are right under all of them.
+    """How launches are run; the same results are right under all of them, but for rounding under `accumulation`.
 
     seed:                 order in which warps and CTAs are stepped; None is the fixed order
     uninitialized_shared: a read of shared memory that nobody wrote is an "error", or gives "poison" (NaN), for programs
                           that load rows and never use them
+    accumulation:         tensor cores sum in "float32", or as the "hardware" does (see `tensor_core`; slower)
     profile:              measure seconds per instruction family (slower)
     """
 
     seed: int | None = None
     uninitialized_shared: Literal["error", "poison"] = "error"
+    accumulation: Literal["float32", "hardware"] = "float32"
     profile: bool = False
 
 

@@ -62,3 +62,7 @@ class ExitedCta(EmulatorError):
 
 class BarrierMismatch(EmulatorError):
     """Arrivals or bytes at a barrier that do not add up to what it expects, or a barrier used without its init."""
+
+
+class UnknownAccumulation(EmulatorError):
+    """The hardware's accumulation was asked for where nobody has published how that tensor core sums."""

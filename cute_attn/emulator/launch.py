@@ -112,6 +112,7 @@ def launch(
     cooperative: bool = False,
     seed: int | None = None,
     uninitialized_shared: Literal["error", "poison"] = "error",
+    accumulation: Literal["float32", "hardware"] = "float32",
     profile: bool = False,
 ) -> LaunchRecord:
     """Runs `kernel` to completion and returns what it did; raises an `EmulatorError` at the first finding.
@@ -120,7 +121,8 @@ def launch(
     memory: the only global memory that may be touched. cooperative: all CTAs run at the same time, however many.
     seed: shuffles the order in which CTAs and warps are stepped, and when asynchronous work completes.
     uninitialized_shared: "error" reports reads of shared memory that nobody wrote; "poison" lets them read 0xFF
-    bytes (NaN), for programs that load rows they never use. profile: measure seconds per instruction family (slower).
+    bytes (NaN), for programs that load rows they never use. accumulation: how tensor cores sum (see `tensor_core`).
+    profile: measure seconds per instruction family (slower).
     """
     started = time.perf_counter()
     _check(kernel, grid, cluster, block, shared_bytes, parameters)
@@ -152,6 +154,7 @@ def launch(
             queue=queue,
             random=random,
             poison=uninitialized_shared == "poison",
+            accumulation=accumulation,
             profile=record if profile else None,
         )
         scheduler.run(wave, program, executed)

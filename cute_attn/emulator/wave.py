@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 
@@ -26,9 +26,10 @@ class Wave:
     """CTAs `ctas` (linear numbers in the grid) of one launch; those of a cluster stand together, in order of rank.
 
     queue: the launch's clusters that have not started yet, a row of CTAs each. random: the source of shuffled order,
-    None for the fixed one. poison: reads of shared memory that nobody wrote are let through. profile: called with
-    (family, seconds) after every operation. `state` is where families keep what they need per wave (barrier counts,
-    fragment caches), by name. A lane that is `waiting` cannot run; one that has `yielded` runs when no other can.
+    None for the fixed one. poison: reads of shared memory that nobody wrote are let through. accumulation: how tensor
+    cores sum (see `tensor_core`). profile: called with (family, seconds) after every operation. `state` is where
+    families keep what they need per wave (barrier counts, fragment caches), by name. A lane that is `waiting` cannot
+    run; one that has `yielded` runs when no other can.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Wave:
         queue: deque[Array] | None = None,
         random: np.random.Generator | None = None,
         poison: bool = False,
+        accumulation: Literal["float32", "hardware"] = "float32",
         profile: Callable[[str, float], None] | None = None,
     ) -> None:
         self.kernel = kernel
@@ -60,6 +62,7 @@ class Wave:
         self.memory = memory
         self.constants = constants
         self.poison = poison
+        self.accumulation = accumulation
         self.profile = profile
         self.threads = block[0] * block[1] * block[2]
         self.cta_lanes = -(-self.threads // 32) * 32
