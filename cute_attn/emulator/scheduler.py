@@ -22,7 +22,7 @@ from .assembly import EXIT
 from .errors import Deadlock
 from .memory import Array
 from .program import Program
-from .wave import Group, Wave
+from .wave import Wave
 
 POLLING_ROUNDS = 20_000
 """Rounds in which lanes only polled, and nobody exited or stopped waiting, after which they are said to hang."""
@@ -42,14 +42,6 @@ def _choose(pc: Array, random: np.random.Generator | None) -> tuple[int, Array]:
     warps = np.zeros(warp_pc.size, bool)
     warps[chosen] = True
     return block, (pc == block) & np.repeat(warps, 32)
-
-
-def _group(wave: Wave, mask: Array) -> Group:
-    lanes = np.flatnonzero(mask)
-    if lanes.size == wave.lanes:
-        return wave.everyone
-    first, last = int(lanes[0]), int(lanes[-1])
-    return Group(wave, slice(first, last + 1) if last - first + 1 == lanes.size else lanes)
 
 
 def _deadlock(wave: Wave, what: str) -> Deadlock:
@@ -117,7 +109,7 @@ def run(wave: Wave, program: Program, executed: Array) -> None:
     with np.errstate(all="ignore"):
         while (choice := order.next()) is not None:
             block, mask = choice
-            group = _group(wave, mask)
+            group = wave.group(mask)
             executed[block] += group.size
             outcome: tuple[Any, ...] = program.function(block, profiled)(group, group.registers)
             registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])

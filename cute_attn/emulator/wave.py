@@ -1,7 +1,7 @@
 """The state of a set of CTAs that run together, and the groups of lanes that step through a block.
 
 Lanes are numbered CTA by CTA; a CTA whose block is not a multiple of 32 threads is padded with lanes that have
-already left. A register is one array over all lanes of the wave, or a numpy scalar while it is the same in all.
+already left.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from .assembly import EXIT
 from .errors import DivergentWarp, EmulatorError
 from .memory import Array, GlobalMemory, PrivateMemory, SharedMemory
 from .module import Kernel
+from .registers import RegisterWindow
 from .types import carrier_dtype
 
 Shape = tuple[int, int, int]
+_REMEMBERED_GROUPS = 64
 
 
 class Wave:
@@ -77,6 +79,22 @@ class Wave:
         self.yielded = np.zeros(self.lanes, bool)
         self.everyone = Group(self, slice(0, self.lanes))
         self.state: dict[str, Any] = {}
+        self._groups: dict[bytes, Group] = {}
+
+    def group(self, mask: Array) -> Group:
+        """The group of the lanes in `mask`: the same object as last time, where that was not long ago."""
+        key = np.packbits(mask).tobytes()
+        if (known := self._groups.get(key)) is not None:
+            return known
+        lanes = np.flatnonzero(mask)
+        if lanes.size == self.lanes:
+            return self.everyone
+        first, last = int(lanes[0]), int(lanes[-1])
+        group = Group(self, slice(first, last + 1) if last - first + 1 == lanes.size else lanes)
+        if len(self._groups) >= _REMEMBERED_GROUPS:
+            self._groups.clear()
+        self._groups[key] = group
+        return group
 
     @cached_property
     def local(self) -> PrivateMemory:
@@ -101,25 +119,6 @@ class Wave:
         return (cta % gx, cta // gx % gy, cta // (gx * gy)), (thread % bx, thread // bx % by, thread // (bx * by))
 
 
-class _RegisterWindow:
-    """The registers as a part of the wave sees them: reading gathers, writing scatters."""
-
-    def __init__(self, registers: list[Any], lanes: slice | Array, total: int) -> None:
-        self._registers = registers
-        self._lanes = lanes
-        self._total = total
-
-    def __getitem__(self, index: int) -> Any:
-        value = self._registers[index]
-        return value if value.ndim == 0 else value[self._lanes]
-
-    def __setitem__(self, index: int, value: Any) -> None:
-        old = self._registers[index]
-        new = np.full(self._total, old) if old.ndim == 0 else old.copy()
-        new[self._lanes] = value
-        self._registers[index] = new
-
-
 class Group:
     """The lanes that execute a block together: a slice or a sorted index array into the wave's lanes."""
 
@@ -128,9 +127,8 @@ class Group:
         self.lanes = lanes
         self.size = lanes.stop - lanes.start if isinstance(lanes, slice) else len(lanes)
         self.is_whole = self.size == wave.lanes
-        self.registers: Any = wave.registers
-        if not self.is_whole:
-            self.registers = _RegisterWindow(wave.registers, lanes, wave.lanes)
+        self.registers = RegisterWindow(self)
+        self._common: dict[Group, tuple[Array, Array] | None] = {}
 
     @cached_property
     def lane_numbers(self) -> Array:
@@ -184,6 +182,24 @@ class Group:
             lanes = np.arange(count)[:, None, None] * 8 + first[None, :, None] + np.arange(8)
             self._bases[key] = lanes.reshape(-1)
         return self._bases[key]
+
+    def common(self, other: Group) -> tuple[Array, Array] | None:
+        """Positions in the other group, and in this one, of the lanes that both have; None if they have none."""
+        if other not in self._common:
+            if len(self._common) >= _REMEMBERED_GROUPS:
+                self._common.clear()
+            position = np.full(self.wave.lanes, -1)
+            position[other.lanes] = np.arange(other.size)
+            theirs = position[self.lanes]
+            ours = np.flatnonzero(theirs >= 0)
+            self._common[other] = (theirs[ours], ours) if ours.size else None
+        return self._common[other]
+
+    def part(self, chosen: Array) -> Group:
+        """The group of some of the lanes: `chosen` [size] bool."""
+        mask = np.zeros(self.wave.lanes, bool)
+        mask[self.lane_numbers[chosen]] = True
+        return self.wave.group(mask)
 
     def take(self, values: Array) -> Array:
         """The group's part of a per-lane array of the wave."""
