@@ -12,6 +12,7 @@ import contextlib
 import contextvars
 import ctypes
 import dataclasses
+import math
 import struct
 import threading
 from collections import deque
@@ -19,22 +20,35 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cute_attn.emulator.device import Device, device_for
+from cute_attn.emulator.device import MULTIPROCESSORS, Device, device_for
 from cute_attn.emulator.device_view import present
 from cute_attn.emulator.errors import EmulatorError, InvalidLaunch
+from cute_attn.emulator.heap import Heap
 from cute_attn.emulator.launch import LaunchRecord, launch
-from cute_attn.emulator.launch_attributes import check_attributes
+from cute_attn.emulator.launch_attributes import read_attributes
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import Kernel, parse
 from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
+from cute_attn.emulator.wave import Shape
 
-__all__ = ["Settings", "call", "clear_launches", "launches", "register", "session", "settings"]
+__all__ = [
+    "Settings",
+    "call",
+    "clear_launches",
+    "current_settings",
+    "findings",
+    "heap",
+    "launches",
+    "register",
+    "session",
+    "settings",
+]
 
 _FATBIN_MAGIC = 0xBA55ED50
 _ERROR_UNKNOWN = 999  # cudaErrorUnknown; the stored exception says more
 
 # CUfunction_attribute and cudaFuncAttribute numbers that host code uses
-_MAX_THREADS, _STATIC_SHARED, _MAX_DYNAMIC_SHARED = 0, 1, 8
+_MAX_THREADS, _STATIC_SHARED, _MAX_DYNAMIC_SHARED, _LARGE_CLUSTERS = 0, 1, 8, 14
 
 
 @dataclass
@@ -55,10 +69,15 @@ class _Module:
 
 @dataclass
 class _LoadedKernel:
-    """What a cudaKernel_t stands for. ``dynamic_shared_limit``: what the host code asked to be allowed, in bytes."""
+    """What a cudaKernel_t stands for.
+
+    dynamic_shared_limit: what the host code asked to be allowed, in bytes
+    large_clusters:       it also asked for clusters of a size that not every GPU has
+    """
 
     kernel: Kernel
     dynamic_shared_limit: int
+    large_clusters: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,13 +88,19 @@ class Settings:
     uninitialized_shared: a read of shared memory that nobody wrote is an "error", or gives "poison" (NaN), for programs
                           that load rows and never use them
     accumulation:         tensor cores sum in "float32", or as the "hardware" does (see `tensor_core`; slower)
+    multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
     profile:              measure seconds per instruction family (slower)
     """
 
     seed: int | None = None
     uninitialized_shared: Literal["error", "poison"] = "error"
     accumulation: Literal["float32", "hardware"] = "float32"
+    multiprocessors: int = MULTIPROCESSORS
     profile: bool = False
+
+    def of_launch(self) -> dict[str, Any]:
+        """Those that are arguments of `launch`."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "multiprocessors"}
 
 
 @dataclass
@@ -96,7 +121,9 @@ class _Runtime:
         self.modules: list[_Module] = []
         self.handles: dict[int, _Module | _LoadedKernel] = {}
         self.kernel_handles: dict[tuple[int, str], int] = {}
+        self.heap = Heap()
         self.records: deque[LaunchRecord] = deque(maxlen=10_000)
+        self.findings: list[EmulatorError] = []
         self.callbacks: Callbacks | None = None
 
     def bind(self) -> None:
@@ -111,6 +138,8 @@ class _Runtime:
             except BaseException as error:
                 if self.session is not None and self.session.error is None:
                     self.session.error = error
+                    if isinstance(error, EmulatorError):
+                        self.findings.append(error)
                 return _ERROR_UNKNOWN
             return 0
 
@@ -167,8 +196,10 @@ class _Runtime:
         value[0] = values[attribute]
 
     def kernel_set_attribute(self, handle: int, attribute: int, value: int) -> None:
-        """Only the dynamic shared memory limit matters; the others (carveout, non-portable cluster size) are hints."""
+        """The others (carveout) are hints."""
         loaded = self._loaded(handle)
+        if attribute == _LARGE_CLUSTERS:
+            loaded.large_clusters = bool(value)
         if attribute != _MAX_DYNAMIC_SHARED:
             return
         limit = self.current().device.shared_optin_bytes
@@ -179,23 +210,42 @@ class _Runtime:
             )
         loaded.dynamic_shared_limit = value
 
+    def occupancy(self, ctas: Any, handle: int, threads: int, dynamic_shared_bytes: int) -> None:
+        shared = self._loaded(handle).kernel.static_shared_bytes + dynamic_shared_bytes
+        ctas[0] = self.current().device.resident_ctas(threads, shared)
+
     def launch(self, handle: int, config: Any, arguments: Any) -> None:
         session, loaded = self.current(), self._loaded(handle)
         requested: LaunchConfig = config.contents
         grid = (requested.grid.x, requested.grid.y, requested.grid.z)
         block = (requested.block.x, requested.block.y, requested.block.z)
+        attributes = read_attributes(loaded.kernel.name, requested)
+        cluster = _cluster(loaded, attributes.cluster, session.device)
         _check_against_device(loaded, session.device, block, requested.dynamic_shared_bytes)
-        check_attributes(loaded.kernel.name, requested)
         record = launch(
             loaded.kernel,
             grid=grid,
+            cluster=cluster,
             block=block,
             shared_bytes=requested.dynamic_shared_bytes,
             parameters=_parameters(loaded.kernel, arguments),
-            memory=GlobalMemory(session.spans),
-            **dataclasses.asdict(_settings.get()),
+            memory=GlobalMemory([*session.spans, *self.heap.spans()]),
+            cooperative=attributes.cooperative,
+            **_settings.get().of_launch(),
         )
         self.records.append(record)
+
+    def allocate(self, memory: Any, nbytes: int) -> None:
+        memory[0] = self.heap.allocate(nbytes)
+
+    def release(self, address: int | None) -> None:
+        self.heap.free(address or 0)
+
+    def copy(self, target: int, source: int, nbytes: int) -> None:
+        self.heap.copy(target, source, nbytes)
+
+    def fill(self, address: int, value: int, nbytes: int) -> None:
+        self.heap.fill(address, value, nbytes)
 
     def unsupported(self, symbol: bytes) -> None:
         raise EmulatorError(
@@ -209,6 +259,29 @@ def _fatbin(address: int) -> bytes:
     if magic != _FATBIN_MAGIC:
         raise EmulatorError(f"a program loaded machine code that is no fatbin (it starts with {magic:#x})")
     return ctypes.string_at(address, header_bytes + payload_bytes)
+
+
+def _cluster(loaded: _LoadedKernel, requested: Shape | None, device: Device) -> Shape:
+    """The cluster that CTAs of a launch form, from what the launch asks for and the kernel's own directives.
+
+    PTX ISA, "Cluster Dimension Directives". Raises InvalidLaunch where the two disagree or the device has none such.
+    """
+    kernel = loaded.kernel
+    cluster = requested or kernel.required_cluster or (1, 1, 1)
+    size = math.prod(cluster)
+    problem = None
+    if requested is None and kernel.required_cluster is None and kernel.needs_cluster:
+        problem = "the kernel has to be launched in clusters (.explicitcluster), and the launch names none"
+    elif kernel.required_cluster is not None and cluster != kernel.required_cluster:
+        problem = f"clusters of {cluster}, the kernel requires {kernel.required_cluster}"
+    elif kernel.max_cluster is not None and size > kernel.max_cluster:
+        problem = f"clusters of {size} CTAs, the kernel allows {kernel.max_cluster} (.maxclusterrank)"
+    elif size > device.max_cluster and not (loaded.large_clusters and device.max_cluster > 1):
+        allowed = f"{device.max_cluster} without the non-portable cluster size" if device.max_cluster > 1 else "none"
+        problem = f"clusters of {size} CTAs, the device allows {allowed}"
+    if problem is not None:
+        raise InvalidLaunch(f"launch of {kernel.name}: {problem}")
+    return cluster
 
 
 def _check_against_device(loaded: _LoadedKernel, device: Device, block: Sequence[int], shared_bytes: int) -> None:
@@ -250,6 +323,11 @@ _USUAL = Settings()
 _settings = contextvars.ContextVar("settings", default=_USUAL)
 
 
+def current_settings() -> Settings:
+    """The settings that a launch of this thread would run under now."""
+    return _settings.get()
+
+
 @contextlib.contextmanager
 def settings(**changes: Any) -> Iterator[None]:
     """A period in which this thread's launches are run with some of the `Settings` changed."""
@@ -271,7 +349,7 @@ def session(spans: list[Span], arch: str) -> Iterator[None]:
     """
     with _runtime.lock:
         _runtime.bind()
-        outer, current = _runtime.session, _Session(device_for(arch), spans)
+        outer, current = _runtime.session, _Session(device_for(arch, _settings.get().multiprocessors), spans)
         _runtime.session = current
         try:
             yield
@@ -303,6 +381,16 @@ def call(function: Callable[..., Any], arguments: Sequence[Any], arch: str, *, n
 def launches() -> list[LaunchRecord]:
     """Records of the kernels that ran in this process, oldest first (the last 10 000)."""
     return list(_runtime.records)
+
+
+def findings() -> list[EmulatorError]:
+    """What launches of this process raised, oldest first, also where the program went on."""
+    return list(_runtime.findings)
+
+
+def heap() -> Heap:
+    """The memory that programs of this process have allocated by themselves."""
+    return _runtime.heap
 
 
 def clear_launches() -> None:

@@ -79,6 +79,10 @@ class DeviceView:
 
 def _export(array: Any) -> tuple[Any, _DLTensor]:
     """A fresh DLPack capsule of an array, and its description, which is the capsule's own to change."""
+    if getattr(
+        array, "requires_grad", False
+    ):  # which PyTorch does not export; TVM-FFI passes such tensors all the same
+        array = array.detach()
     capsule = array.__dlpack__()
     tensor = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
     if tensor.device_type != _CPU:

@@ -16,8 +16,9 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
-from cute_attn.emulator.capture import register, session
-from cute_attn.emulator.device import MULTIPROCESSORS, device_for
+from cute_attn.emulator import pretended_cuda
+from cute_attn.emulator.capture import current_settings, register, session
+from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
 from cute_attn.emulator.memory import Span
 from cute_attn.emulator.runtime import runtime_library
@@ -43,11 +44,13 @@ def install(arch: str) -> None:
         CUTE_DSL_KEEP="ptx,cubin",
         CUTE_DSL_DUMP_DIR=scratch,
     )
+    # quack-kernels keeps compiled objects on disk, where the hooks below do not see them come from.
+    os.environ.setdefault("QUACK_CACHE_ENABLED", "0")
+    pretended_cuda.install(arch)
     _note_compiled_programs()
     _run_tvm_ffi_calls(arch)
     _run_classic_calls(arch)
     _answer_hardware_questions()
-    _pass_for_cuda_tensors()
 
 
 def _around(owner: Any, name: str, wrapper: Callable[..., Any]) -> None:
@@ -78,7 +81,7 @@ def _run_tvm_ffi_calls(arch: str) -> None:
 
     def emulated(original: Callable[..., Any], self: Any, *args: Any, **kwargs: Any) -> Any:
         positional, named = present(args), present(list(kwargs.values()), list(kwargs))
-        with session(positional.spans + named.spans, arch):
+        with session([*positional.spans, *named.spans, *pretended_cuda.exposed_memory()], arch):
             return original(self, *positional.arguments, **dict(zip(kwargs, named.arguments, strict=True)))
 
     for kind in (TVMFFIJitCompiledFunction, TVMFFIJitCompiledFunctionWithKwargs):
@@ -106,7 +109,7 @@ def _run_classic_calls(arch: str) -> None:
         return original(self)
 
     def run(original: Callable[..., Any], self: Any, exe_args: list[Any]) -> Any:
-        spans = list(marshalled)
+        spans = [*marshalled, *pretended_cuda.exposed_memory()]
         marshalled.clear()
         with session(spans, arch):
             return original(self, exe_args)
@@ -124,19 +127,10 @@ def _run_classic_calls(arch: str) -> None:
 
 
 def _answer_hardware_questions() -> None:
-    """`HardwareInfo` asks the driver for the number of multiprocessors, to size persistent grids."""
+    """`HardwareInfo` launches a kernel of its own to learn how many clusters fit, which sizes persistent grids."""
     from cutlass.utils import HardwareInfo
 
     def clusters(self: Any, cluster_size: int, *args: Any, **kwargs: Any) -> int:
-        return max(MULTIPROCESSORS // cluster_size, 1)
+        return max(current_settings().multiprocessors // cluster_size, 1)
 
-    HardwareInfo.__init__ = lambda self, device_id=0: None
     HardwareInfo.get_max_active_clusters = clusters
-    HardwareInfo.get_device_multiprocessor_count = lambda self: MULTIPROCESSORS
-
-
-def _pass_for_cuda_tensors() -> None:
-    """Libraries assert ``tensor.is_cuda`` before they get to their compiled host code, which checks for itself."""
-    import torch
-
-    torch.Tensor.is_cuda = property(lambda self: True)  # type: ignore[assignment]

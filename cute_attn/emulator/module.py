@@ -63,6 +63,8 @@ class Kernel:
     `labels` maps a label to the index of the instruction that follows it. `program` is the compiled form (see
     `program.compile_kernel`), made at the first launch.
     `required_block` is `.reqntid`, `max_threads` the product of `.maxntid` or `.reqntid` (None if absent).
+    `required_cluster` is `.reqnctapercluster`, `max_cluster` `.maxclusterrank` in CTAs; with `.explicitcluster`
+    (`needs_cluster`) the launch has to name a cluster if `required_cluster` does not.
     `dynamic_shared` names the `.extern .shared` variables: they begin at `dynamic_shared_start`.
     """
 
@@ -76,6 +78,9 @@ class Kernel:
     static_shared_bytes: int
     dynamic_shared_align: int
     dynamic_shared: list[str]
+    required_cluster: tuple[int, int, int] | None = None
+    max_cluster: int | None = None
+    needs_cluster: bool = False
     local: dict[str, Variable] = field(default_factory=dict)
     local_bytes: int = 0
     registers: dict[str, int] = field(default_factory=dict)
@@ -349,6 +354,7 @@ def parse(ptx: str) -> dict[str, Kernel]:
         parameters, size = _parameters(entry["params"] or "")
         required = _block_shape(entry["head"], "reqntid")
         limit = required or _block_shape(entry["head"], "maxntid")
+        most = re.search(r"\.maxclusterrank\s+(\d+)", entry["head"])
         kernel = Kernel(
             name=entry["name"],
             target=target[1] if target else "",
@@ -360,6 +366,9 @@ def parse(ptx: str) -> dict[str, Kernel]:
             static_shared_bytes=0,
             dynamic_shared_align=16,
             dynamic_shared=[],
+            required_cluster=_block_shape(entry["head"], "reqnctapercluster"),
+            max_cluster=int(most[1]) if most else None,
+            needs_cluster=".explicitcluster" in entry["head"],
             constants=_constants(outside),
         )
         for match in _VARIABLE.finditer(outside):

@@ -8,13 +8,15 @@
  * A callback returns 0, or a CUDA error code after it stored the Python exception that says why. */
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
+#include <time.h>
 
 #define EXPORT __attribute__((visibility("default")))
 
 /* Raised when a signature below or the callback table changes: runtime.py refuses a library with another number. */
-#define INTERFACE_VERSION 1
+#define INTERFACE_VERSION 2
 
-enum { SUCCESS = 0, ERROR_INITIALIZATION = 3 };
+enum { SUCCESS = 0, ERROR_MEMORY_ALLOCATION = 2, ERROR_INITIALIZATION = 3, ERROR_INVALID_HANDLE = 400 };
 
 typedef struct { uint32_t x, y, z; } dim3_t;
 typedef struct { uint32_t id; uint32_t padding; uint32_t value[16]; } launch_attribute_t; /* cudaLaunchAttribute: 72 bytes */
@@ -32,7 +34,12 @@ typedef struct {
     int (*device_attribute)(int *value, int attribute);
     int (*kernel_get_attribute)(int *value, int attribute, void *kernel);
     int (*kernel_set_attribute)(void *kernel, int attribute, int value);
+    int (*occupancy)(int *ctas, void *kernel, int threads, size_t dynamic_shared_bytes);
     int (*launch)(void *kernel, const launch_config_t *config, void **arguments);
+    int (*allocate)(void **memory, size_t bytes);
+    int (*release)(void *memory);
+    int (*copy)(void *target, const void *source, size_t bytes);
+    int (*fill)(void *memory, int value, size_t bytes);
     int (*unsupported)(const char *symbol);
 } callbacks_t;
 
@@ -120,12 +127,88 @@ EXPORT int _cudaLaunchKernel(void *kernel, uint32_t grid_x, uint32_t grid_y, uin
     return FORWARD(launch, kernel, &config, arguments);
 }
 
+EXPORT int _cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *ctas, void *kernel, int threads, size_t shared_bytes) {
+    return FORWARD(occupancy, ctas, kernel, threads, shared_bytes);
+}
+
 EXPORT int _cudaStreamSynchronize(void *stream) {
     (void)stream;
     return SUCCESS;
 }
 
 EXPORT int _cudaDeviceSynchronize(void) { return SUCCESS; }
+
+/* A stream is a number: all of them are in order, because every launch is. */
+EXPORT int _cudaStreamCreate(void **stream) {
+    static intptr_t count;
+    *stream = (void *)(0x10000 + __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED)); /* above the numbers CUDA reserves */
+    return SUCCESS;
+}
+
+EXPORT int _cudaStreamDestroy(void *stream) {
+    (void)stream;
+    return SUCCESS;
+}
+
+EXPORT int _cudaStreamWaitEvent(void *stream, void *event) {
+    (void)stream, (void)event;
+    return SUCCESS;
+}
+
+/* An event keeps the time of this machine: programs that print a kernel's time print the emulator's. */
+EXPORT int _cudaEventCreate(void **event) {
+    *event = calloc(1, sizeof(struct timespec));
+    return *event ? SUCCESS : ERROR_MEMORY_ALLOCATION;
+}
+
+EXPORT int _cudaEventDestroy(void *event) {
+    free(event);
+    return SUCCESS;
+}
+
+EXPORT int _cudaEventRecord(void *event, void *stream) {
+    (void)stream;
+    return event && clock_gettime(CLOCK_MONOTONIC, event) == 0 ? SUCCESS : ERROR_INVALID_HANDLE;
+}
+
+EXPORT int _cudaEventElapsedTime(float *milliseconds, const struct timespec *start, const struct timespec *end) {
+    if (!start || !end) return ERROR_INVALID_HANDLE;
+    *milliseconds = (float)((double)(end->tv_sec - start->tv_sec) * 1e3 + (double)(end->tv_nsec - start->tv_nsec) / 1e6);
+    return SUCCESS;
+}
+
+/* ---- device memory that the program allocates by itself ---- */
+
+EXPORT int _cudaMalloc(void **memory, size_t bytes) { return FORWARD(allocate, memory, bytes); }
+
+EXPORT int _cudaMallocAsync(void **memory, size_t bytes, void *stream) {
+    (void)stream;
+    return FORWARD(allocate, memory, bytes);
+}
+
+EXPORT int _cudaFree(void *memory) { return FORWARD(release, memory); }
+
+EXPORT int _cudaFreeAsync(void *memory, void *stream) {
+    (void)stream;
+    return FORWARD(release, memory);
+}
+
+EXPORT int _cudaMemcpy(void *target, const void *source, size_t bytes, int kind) {
+    (void)kind; /* one address space */
+    return FORWARD(copy, target, source, bytes);
+}
+
+EXPORT int _cudaMemcpyAsync(void *target, const void *source, size_t bytes, int kind, void *stream) {
+    (void)kind, (void)stream;
+    return FORWARD(copy, target, source, bytes);
+}
+
+EXPORT int _cudaMemset(void *memory, int value, size_t bytes) { return FORWARD(fill, memory, value, bytes); }
+
+EXPORT int _cudaMemsetAsync(void *memory, int value, size_t bytes, void *stream) {
+    (void)stream;
+    return FORWARD(fill, memory, value, bytes);
+}
 
 /* ---- what the TVM-FFI flavour of the host code adds ---- */
 
@@ -190,12 +273,6 @@ REFUSED(_cuLibraryLoadData)
 REFUSED(_cuLibraryLoadFromFile)
 REFUSED(_cuLibraryUnload)
 REFUSED(_cuTensorMapEncodeTiled)
-REFUSED(_cudaEventCreate)
-REFUSED(_cudaEventDestroy)
-REFUSED(_cudaEventElapsedTime)
-REFUSED(_cudaEventRecord)
-REFUSED(_cudaFree)
-REFUSED(_cudaFreeAsync)
 REFUSED(_cudaFreeHost)
 REFUSED(_cudaGetDeviceProperties)
 REFUSED(_cudaGraphDestroy)
@@ -207,23 +284,13 @@ REFUSED(_cudaLibraryGetKernelCount)
 REFUSED(_cudaLibraryGetManaged)
 REFUSED(_cudaLibraryGetUnifiedFunction)
 REFUSED(_cudaLibraryLoadFromFile)
-REFUSED(_cudaMalloc)
-REFUSED(_cudaMallocAsync)
 REFUSED(_cudaMallocHost)
 REFUSED(_cudaMallocManaged)
-REFUSED(_cudaMemcpy)
-REFUSED(_cudaMemcpyAsync)
-REFUSED(_cudaMemset)
-REFUSED(_cudaMemsetAsync)
-REFUSED(_cudaOccupancyMaxActiveBlocksPerMultiprocessor)
 REFUSED(_cudaProfilerStart)
 REFUSED(_cudaProfilerStop)
 REFUSED(_cudaStreamAddCallback)
 REFUSED(_cudaStreamBeginCapture)
-REFUSED(_cudaStreamCreate)
-REFUSED(_cudaStreamDestroy)
 REFUSED(_cudaStreamEndCapture)
-REFUSED(_cudaStreamWaitEvent)
 REFUSED(CuteDSLRT_Function_Run)
 REFUSED(CuteDSLRT_Module_Create_From_Bytes)
 REFUSED(CuteDSLRT_Module_Destroy)

@@ -26,7 +26,7 @@ from cute_attn.disk_cache import cache_root, write_atomically
 __all__ = ["Callbacks", "LaunchConfig", "bind", "runtime_library"]
 
 _SOURCE = Path(__file__).with_name("runtime.c")
-_INTERFACE_VERSION = 1  # INTERFACE_VERSION of runtime.c
+_INTERFACE_VERSION = 2  # INTERFACE_VERSION of runtime.c
 
 
 class Dim3(ctypes.Structure):
@@ -65,7 +65,15 @@ class Callbacks(ctypes.Structure):
         ("device_attribute", ctypes.CFUNCTYPE(ctypes.c_int, _INT_OUT, ctypes.c_int)),
         ("kernel_get_attribute", ctypes.CFUNCTYPE(ctypes.c_int, _INT_OUT, ctypes.c_int, ctypes.c_void_p)),
         ("kernel_set_attribute", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)),
+        (
+            "occupancy",
+            ctypes.CFUNCTYPE(ctypes.c_int, _INT_OUT, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t),
+        ),
         ("launch", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(LaunchConfig), _HANDLE_OUT)),
+        ("allocate", ctypes.CFUNCTYPE(ctypes.c_int, _HANDLE_OUT, ctypes.c_size_t)),
+        ("release", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)),
+        ("copy", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)),
+        ("fill", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)),
         ("unsupported", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)),
     ]
 
