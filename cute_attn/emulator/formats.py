@@ -1,17 +1,20 @@
 """Number formats that numpy lacks, and correctly rounded conversions between formats.
 
-bf16, e4m3 and e5m2 values travel as their bit patterns (uint16, uint8). All encoders take float32 or float64 and round
-once: an intermediate float32 is made by rounding to odd, which never causes double rounding for narrower formats.
+bf16 and the floats of 8 bits and less travel as their bit patterns (uint16, uint8). All encoders take float32 or
+float64 and round once: an intermediate is made by rounding to odd, which never causes double rounding for narrower
+formats.
 Scalars are accepted wherever arrays are. NaN payloads are not modelled: every NaN becomes the format's canonical one.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-CANONICAL_NAN = {"f16": 0x7FFF, "bf16": 0x7FFF, "e4m3": 0x7F, "e5m2": 0x7F}
+Array = np.ndarray[Any, Any]
 
 
 def bf16_to_f32(bits: Any) -> Any:
@@ -68,50 +71,95 @@ def f32_to_f16(x: Any, rounding: str = "rn") -> Any:
     return np.where(np.isnan(nearest), np.uint16(0x7FFF), bits).astype(np.uint16).view(np.float16)
 
 
-def _fp8_table(exponent_bits: int, mantissa_bits: int, bias: int, *, ieee: bool) -> np.ndarray[Any, Any]:
-    """float32 value of all 256 codes. ieee: the top exponent holds infinity and NaN (e5m2), else only 0x7F is NaN."""
-    code = np.arange(256)
-    exponent = code >> mantissa_bits & (1 << exponent_bits) - 1
-    mantissa = (code & (1 << mantissa_bits) - 1) / (1 << mantissa_bits)
-    value = np.where(exponent == 0, mantissa * 2.0 ** (1 - bias), (1 + mantissa) * 2.0 ** (exponent - float(bias)))
-    top = (1 << exponent_bits) - 1
-    if ieee:
-        value = np.where(exponent == top, np.where(mantissa == 0, np.inf, np.nan), value)
-    else:
-        value = np.where((code & 0x7F) == 0x7F, np.nan, value)
-    return np.where(code < 128, value, -value).astype(np.float32)
+@dataclass(frozen=True)
+class NarrowFloat:
+    """A float of at most 8 bits with the sign on top: field widths, exponent bias, the largest finite number's code.
 
-
-FP8_VALUES = {"e4m3": _fp8_table(4, 3, 7, ieee=False), "e5m2": _fp8_table(5, 2, 15, ieee=True)}
-_MANTISSA_BITS = {"e4m3": 3, "e5m2": 2}
-_BIAS = {"e4m3": 7, "e5m2": 15}
-_LARGEST = {"e4m3": 448.0, "e5m2": 57344.0}
-
-
-def fp8_to_f32(bits: Any, kind: str) -> Any:
-    """uint8 codes -> float32, exact. kind: "e4m3" (no infinity) or "e5m2"."""
-    return FP8_VALUES[kind][bits]
-
-
-def f32_to_fp8(x: Any, kind: str) -> Any:
-    """float32 or float64 -> uint8 codes, round to nearest even, values beyond the range become the largest (satfinite).
-
-    Infinity saturates too; NaN stays NaN.
+    infinity: its code, or None. nan: the canonical one's code; a format without NaN encodes it as the largest number.
     """
-    exact = np.asarray(x).astype(np.float64)
-    mantissa_bits, bias, largest = _MANTISSA_BITS[kind], _BIAS[kind], _LARGEST[kind]
-    magnitude = np.minimum(np.abs(exact), largest)
-    nan = np.isnan(exact)
-    magnitude = np.where(nan, 0.0, magnitude)
-    _, exponent = np.frexp(np.maximum(magnitude, 2.0**-100))  # zero has no exponent of its own
-    # A value in [2^(e-1), 2^e) has steps of 2^(e-1-mantissa_bits); below the smallest normal the step is constant.
-    step_exponent = np.maximum(exponent - 1, 1 - bias) - mantissa_bits
-    steps = np.rint(np.ldexp(magnitude, -step_exponent)).astype(np.int64)
-    # `steps` counts from zero within the binade: a carry into the next binade adds up to the right code by itself.
-    code = ((step_exponent + mantissa_bits + bias - 1) << mantissa_bits) + steps
-    code = np.where(nan, CANONICAL_NAN[kind], code)
-    sign = np.where(np.signbit(exact) & ~nan, 128, 0)
-    return (code | sign).astype(np.uint8)
+
+    exponent_bits: int
+    mantissa_bits: int
+    bias: int
+    largest: int
+    infinity: int | None
+    nan: int
+
+    @property
+    def sign(self) -> int:
+        return 1 << (self.exponent_bits + self.mantissa_bits)
+
+    def values(self) -> Array:
+        """float32 value of the 256 codes; bits above the sign do not count."""
+        code = np.arange(256)
+        magnitude = code & self.sign - 1
+        exponent = magnitude >> self.mantissa_bits
+        mantissa = (magnitude & (1 << self.mantissa_bits) - 1) / (1 << self.mantissa_bits)
+        subnormal = mantissa * 2.0 ** (1 - self.bias)
+        value = np.where(exponent == 0, subnormal, (1 + mantissa) * 2.0 ** (exponent - float(self.bias)))
+        value = np.where(magnitude > self.largest, np.nan, value)
+        if self.infinity is not None:
+            value = np.where(magnitude == self.infinity, np.inf, value)
+        return np.where(code & self.sign, -value, value).astype(np.float32)
+
+    def nearest(self, x: Array) -> Array:
+        """float64 -> uint8 codes, ties to even; what is beyond the range becomes the largest number."""
+        largest = float(self.values()[self.largest])
+        magnitude = np.where(np.isnan(x), 0.0, np.minimum(np.abs(x), largest))
+        _, exponent = np.frexp(np.maximum(magnitude, 2.0**-100))  # zero has no exponent of its own
+        # A value in [2^(e-1), 2^e) has steps of 2^(e-1-mantissa_bits); below the smallest normal the step is constant.
+        step_exponent = np.maximum(exponent - 1, 1 - self.bias) - self.mantissa_bits
+        steps = np.rint(np.ldexp(magnitude, -step_exponent)).astype(np.int64)
+        # `steps` counts from zero within the binade: a carry into the next binade adds up to the right code by itself.
+        code = ((step_exponent + self.mantissa_bits + self.bias - 1) << self.mantissa_bits) + steps
+        code = np.where(np.signbit(x), code | self.sign, code)
+        return np.where(np.isnan(x), self.nan, code).astype(np.uint8)
+
+
+NARROW_FLOATS = {
+    "e4m3": NarrowFloat(4, 3, 7, largest=0x7E, infinity=None, nan=0x7F),
+    "e5m2": NarrowFloat(5, 2, 15, largest=0x7B, infinity=0x7C, nan=0x7F),
+    "e3m2": NarrowFloat(3, 2, 3, largest=0x1F, infinity=None, nan=0x1F),
+    "e2m3": NarrowFloat(2, 3, 1, largest=0x1F, infinity=None, nan=0x1F),
+    "e2m1": NarrowFloat(2, 1, 1, largest=0x07, infinity=None, nan=0x07),
+}
+NARROW_VALUES = {name: narrow.values() for name, narrow in NARROW_FLOATS.items()}
+"""float32 value of every code. Scales have no sign: "ue4m3" ignores the top bit, "ue8m0" is 2^(code - 127)."""
+NARROW_VALUES["ue4m3"] = np.tile(NARROW_VALUES["e4m3"][:128], 2)
+NARROW_VALUES["ue8m0"] = np.append(np.ldexp(1.0, np.arange(255) - 127), np.nan).astype(np.float32)
+
+
+def narrow_to_f32(codes: Any, kind: str) -> Any:
+    """uint8 codes -> float32, exact."""
+    return NARROW_VALUES[kind][codes]
+
+
+def f32_to_narrow(x: Any, kind: str, rounding: str = "rn", *, finite: bool = True) -> Any:
+    """float32 or float64 -> uint8 codes of a narrow float, or of "ue8m0" with rounding "rz" or "rp".
+
+    Narrow floats are rounded to nearest even, and what is beyond the range becomes the largest number (satfinite).
+    """
+    bits = np.asarray(_as_f32(x)).view(np.uint32)
+    # The upper half of the bits, rounded to odd, has more than the two extra bits that decide any rounding below.
+    odd = (bits >> np.uint32(16)).astype(np.uint16) | ((bits & np.uint32(0xFFFF)) != 0)
+    return _encoding(kind, rounding, finite).take(odd)
+
+
+@cache
+def _encoding(kind: str, rounding: str, finite: bool) -> Array:
+    """The code of every bf16 bit pattern."""
+    with np.errstate(invalid="ignore"):  # some of the patterns are signalling NaN
+        x = bf16_to_f32(np.arange(2**16, dtype=np.uint16)).astype(np.float64)
+        return _to_ue8m0(x, rounding, finite) if kind == "ue8m0" else NARROW_FLOATS[kind].nearest(x)
+
+
+def _to_ue8m0(x: Array, rounding: str, finite: bool) -> Array:
+    """The power of two below or above |x|: the sign is ignored, zero becomes 2^-127, NaN stays NaN (0xFF)."""
+    mantissa, exponent = np.frexp(np.abs(x))  # |x| = mantissa * 2^exponent, mantissa in [0.5, 1)
+    code = exponent + 126 + ((rounding == "rp") & (mantissa > 0.5))
+    code = np.where(x == 0, 0, np.clip(code, 0, 254 if finite else 255))
+    code = np.where(np.isinf(x), 254 if finite else 255, code)
+    return np.where(np.isnan(x), 255, code).astype(np.uint8)
 
 
 def round_f32(x: Any, rounding: str) -> Any:

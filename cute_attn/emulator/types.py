@@ -24,6 +24,10 @@ _PACKED = {
     "e5m2": ("e5m2", 8, "uint8"),
     "e4m3x2": ("e4m3x2", 16, "uint16"),
     "e5m2x2": ("e5m2x2", 16, "uint16"),
+    "e2m1x2": ("e2m1x2", 8, "uint8"),
+    "e2m3x2": ("e2m3x2", 16, "uint16"),
+    "e3m2x2": ("e3m2x2", 16, "uint16"),
+    "ue8m0x2": ("ue8m0x2", 16, "uint16"),
     "u16x2": ("u16x2", 32, "uint32"),
     "s16x2": ("s16x2", 32, "uint32"),
 }
@@ -40,7 +44,7 @@ class PtxType:
 
     @property
     def carrier(self) -> str:
-        return "bool" if self.bits == 1 else f"uint{max(self.bits, 8)}"
+        return carrier_dtype(self.bits)
 
     @property
     def bytes(self) -> int:
@@ -53,6 +57,8 @@ def ptx_type(name: str) -> PtxType | None:
     if name in _PACKED:
         kind, bits, dtype = _PACKED[name]
         return PtxType(name, kind, bits, dtype)
+    if name == "b128":
+        return PtxType(name, "b", 128, carrier_dtype(128))
     match = re.fullmatch(r"([busf])(8|16|32|64)", name)
     if match is None or name == "f8":
         return None
@@ -61,7 +67,12 @@ def ptx_type(name: str) -> PtxType | None:
 
 
 def carrier_dtype(bits: int) -> str:
-    """Name of the unsigned numpy dtype (bool for one bit) that holds a register of that width."""
+    """Name of the unsigned numpy dtype (bool for one bit) that holds a register of that width.
+
+    128 bits have none: complex128, whose bits are only ever copied.
+    """
+    if bits == 128:
+        return "complex128"
     return "bool" if bits == 1 else f"uint{max(bits, 8)}"
 
 

@@ -1,7 +1,8 @@
-"""cvt among integers of all widths, f16, bf16, f32, f64, tf32, and packed f16x2, bf16x2, e4m3x2, e5m2x2.
+"""cvt among integers of all widths, f16, bf16, f32, f64, tf32 and pairs of floats of 16, 8, 6 and 4 bits; cvt.pack.
 
 Every conversion rounds once, to nearest even unless told otherwise; float to integer saturates and turns NaN into 0.
-cvt.rs (stochastic rounding) and the 4- and 6-bit formats are other families' business.
+NaN as a 6- or 4-bit float is the largest number. To ue8m0, a power of two without sign, the sign is ignored and zero
+becomes 2^-127, as in the host functions of CUDA's cuda_fp8.h. cvt.rs (stochastic rounding) is not implemented.
 """
 
 from __future__ import annotations
@@ -16,19 +17,29 @@ from ..formats import (
     bf16_to_f32,
     f32_to_bf16,
     f32_to_f16,
-    f32_to_fp8,
+    f32_to_narrow,
     f32_to_tf32,
     float_to_int,
-    fp8_to_f32,
+    narrow_to_f32,
     pack_bf16x2,
     round_f32,
 )
 from ..module import Instruction
 from ..registry import emits, helper
 from ..types import PtxType, ptx_type
-from ..wave import Group
 
-_PACKED = {"f16x2": "f16", "bf16x2": "bf16", "e4m3x2": "e4m3", "e5m2x2": "e5m2"}
+_PACKED = {
+    "f16x2": "f16",
+    "bf16x2": "bf16",
+    "e4m3x2": "e4m3",
+    "e5m2x2": "e5m2",
+    "e3m2x2": "e3m2",
+    "e2m3x2": "e2m3",
+    "e2m1x2": "e2m1",
+    "ue8m0x2": "ue8m0",
+}
+_WIDE = ("f16x2", "bf16x2")
+_PACKED_INTEGERS = {f"{kind}{bits}": (kind, bits) for kind in "us" for bits in (2, 4, 8, 16)}
 _INTEGER_ROUNDINGS = ("rni", "rzi", "rmi", "rpi")
 _FLOATS = ("f16", "bf16", "f32", "f64")
 
@@ -40,19 +51,27 @@ def _kinds(i: Instruction) -> tuple[PtxType, PtxType]:
     return kinds[0], kinds[1]
 
 
-def _refuse_roundings(i: Instruction, dest: PtxType) -> None:
-    """Forms that no encoder here has: directed rounding to a narrow float, and a tf32 that saturates."""
-    narrow = dest.name in _PACKED or dest.name in ("f16", "bf16", "tf32")
-    if narrow and ("rm" in i.parts or "rp" in i.parts):
+def _refuse_roundings(i: Instruction, dest: PtxType, source: PtxType) -> None:
+    """Forms that PTX does not have, or that no encoder here has: directed rounding to f16 and bf16."""
+    rounding = _rounding(i)
+    if dest.name in _PACKED and dest.name not in _WIDE:
+        allowed = ("rz", "rp") if dest.name == "ue8m0x2" else ("rn",)
+        sources = ("f32", "bf16x2") if dest.name == "ue8m0x2" else ("f32", *_WIDE)
+        saturates = "satfinite" in i.parts or dest.name == "ue8m0x2"
+        if rounding not in allowed or source.name not in sources or not saturates:
+            raise UnknownInstruction(i.opcode)
+    elif dest.name in ("f16x2", "bf16x2", "f16", "bf16", "tf32") and rounding in ("rm", "rp"):
         raise UnknownInstruction(i.opcode)
     if dest.name == "tf32" and "satfinite" in i.parts:
+        raise UnknownInstruction(i.opcode)
+    if source.name == "ue8m0x2" and dest.name != "bf16x2":
         raise UnknownInstruction(i.opcode)
 
 
 @emits("cvt", modifiers="rn rz rm rp rna rni rzi rmi rpi ftz sat satfinite relu")
 def cvt(b: BlockBuilder, i: Instruction) -> None:
     dest, source = _kinds(i)
-    _refuse_roundings(i, dest)
+    _refuse_roundings(i, dest, source)
     if dest.name in _PACKED:
         _to_packed(b, i, dest, source)
     elif dest.name == "tf32":
@@ -127,7 +146,7 @@ def _float_to_float(b: BlockBuilder, i: Instruction, dest: PtxType, source: PtxT
 
 
 def _to_packed(b: BlockBuilder, i: Instruction, dest: PtxType, source: PtxType) -> None:
-    """cvt.rn.f16x2.f32 d, a, b: a becomes the high half, b the low one; packed sources keep their order."""
+    """cvt.rn.f16x2.f32 d, a, b: a becomes the high part, b the low one; packed sources keep their order."""
     element = _PACKED[dest.name]
     relu, finite, rounding = "relu" in i.parts, "satfinite" in i.parts, _rounding(i)
     if source.name == "f32":
@@ -135,10 +154,11 @@ def _to_packed(b: BlockBuilder, i: Instruction, dest: PtxType, source: PtxType) 
         if element == "bf16" and rounding == "rn" and not relu and not finite:
             b.write(i.operands[0], f"two_bf16({high}, {low})", "uint32")
             return
-        expression = f"pack_floats(G, {element!r}, {rounding!r}, {relu}, {finite}, {high}, {low})"
+        expression = f"pack_floats({element!r}, {rounding!r}, {relu}, {finite}, {high}, {low})"
     elif source.name in _PACKED:
         register = b.read(i.operands[1], source.carrier)
-        expression = f"repack(G, {_PACKED[source.name]!r}, {element!r}, {relu}, {finite}, {register})"
+        source_element = _PACKED[source.name]
+        expression = f"repack({source_element!r}, {element!r}, {rounding!r}, {relu}, {finite}, {register})"
     else:
         raise UnknownInstruction(i.opcode)
     b.write(i.operands[0], expression, dest.carrier)
@@ -202,27 +222,70 @@ def to_f32(x: Any, rounding: str) -> Any:
 def _encode(x: Any, element: str, rounding: str, relu: bool, finite: bool) -> Any:
     if relu:
         x = np.maximum(x, x.dtype.type(0))
-    if element in ("e4m3", "e5m2"):
-        return f32_to_fp8(x, element)
-    return to_half(x, element, rounding, finite)
+    if element in ("f16", "bf16"):
+        return to_half(x, element, rounding, finite)
+    return f32_to_narrow(x, element, rounding, finite=finite)
 
 
-def _decode(bits: Any, element: str) -> Any:
-    if element in ("e4m3", "e5m2"):
-        return fp8_to_f32(bits, element)
-    return bf16_to_f32(bits) if element == "bf16" else bits.view(np.float16).astype(np.float32)
+def _decode(codes: Any, element: str) -> Any:
+    if element == "f16":
+        return codes.view(np.float16).astype(np.float32)
+    return bf16_to_f32(codes) if element == "bf16" else narrow_to_f32(codes, element)
+
+
+def _join(high: Any, low: Any, element: str) -> Any:
+    """Two codes as one register: 4-bit ones in a byte, the others in a register of twice their bytes."""
+    if element == "e2m1":
+        return low | high << np.uint8(4)
+    wide = np.dtype(f"uint{16 * low.dtype.itemsize}").type
+    return low.astype(wide) | high.astype(wide) << wide(8 * low.dtype.itemsize)
+
+
+def _split(register: Any, element: str) -> tuple[Any, Any]:
+    """(high, low) codes of a register."""
+    if element == "e2m1":
+        return register >> np.uint8(4), register & np.uint8(15)
+    bits = 4 * register.dtype.itemsize
+    narrow = np.dtype(f"uint{bits}").type
+    return (register >> register.dtype.type(bits)).astype(narrow), register.astype(narrow)
 
 
 @helper
-def pack_floats(group: Group, element: str, rounding: str, relu: bool, finite: bool, high: Any, low: Any) -> Any:
-    parts = [_encode(group.spread(v), element, rounding, relu, finite) for v in (low, high)]
-    wide = np.dtype(f"uint{16 * parts[0].dtype.itemsize}")
-    return parts[0].astype(wide) | parts[1].astype(wide) << wide.type(wide.itemsize * 4)
+def pack_floats(element: str, rounding: str, relu: bool, finite: bool, high: Any, low: Any) -> Any:
+    codes = [_encode(v, element, rounding, relu, finite) for v in (high, low)]
+    return _join(codes[0], codes[1], element)
 
 
 @helper
-def repack(group: Group, source: str, dest: str, relu: bool, finite: bool, register: Any) -> Any:
-    narrow = np.uint8 if source in ("e4m3", "e5m2") else np.uint16
-    values = _decode(group.spread(register).view(narrow), source)
-    encoded = np.ascontiguousarray(_encode(values, dest, "rn", relu, finite))
-    return encoded.view(np.uint16 if dest in ("e4m3", "e5m2") else np.uint32)
+def repack(source: str, dest: str, rounding: str, relu: bool, finite: bool, register: Any) -> Any:
+    high, low = (_decode(codes, source) for codes in _split(register, source))
+    return pack_floats(dest, rounding, relu, finite, high, low)
+
+
+# ---- cvt.pack
+
+
+@emits("cvt.pack.sat")
+def cvt_pack(b: BlockBuilder, i: Instruction) -> None:
+    """d = the saturated a and b side by side, a on top; for narrow results c is shifted in above them."""
+    parts = i.parts[3:]
+    if len(parts) not in (2, 3) or parts[0] not in _PACKED_INTEGERS or parts[1] != "s32":
+        raise UnknownInstruction(i.opcode)
+    kind, bits = _PACKED_INTEGERS[parts[0]]
+    if parts[2:] != (() if bits == 16 else ("b32",)):
+        raise UnknownInstruction(i.opcode)
+    high, low = (b.read(o, "int32") for o in i.operands[1:3])
+    above = b.read(i.operands[3], "uint32") if bits < 16 else "None"
+    b.write(i.operands[0], f"pack_integers({kind!r}, {bits}, {high}, {low}, {above})", "uint32")
+
+
+@helper
+def pack_integers(kind: str, bits: int, high: Any, low: Any, above: Any) -> Any:
+    smallest = -(1 << bits - 1) if kind == "s" else 0
+    largest = smallest + (1 << bits) - 1
+
+    def code(x: Any) -> Any:
+        return np.clip(x, smallest, largest).astype(np.uint32) & np.uint32((1 << bits) - 1)
+
+    packed = code(low) | code(high) << np.uint32(bits)
+    return packed if above is None else packed | above << np.uint32(2 * bits)

@@ -26,7 +26,7 @@ import numpy as np
 
 from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
-from ..formats import FP8_VALUES
+from ..formats import NARROW_VALUES
 from ..memory import Array
 from ..module import Instruction
 from ..registry import emits, helper
@@ -135,7 +135,7 @@ def _decode(raw: Array, element: str) -> Array:
         return _decode_f16(raw.view(np.uint32))
     if element in ("s8", "u8"):
         return raw.view(np.int8 if element == "s8" else np.uint8).astype(np.float32)
-    return FP8_VALUES[element].take(raw.view(np.uint8)).reshape(shape)
+    return NARROW_VALUES[element].take(raw.view(np.uint8)).reshape(shape)
 
 
 _F16_SCALE = np.float32(2.0**112)
