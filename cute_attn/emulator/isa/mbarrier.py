@@ -112,12 +112,19 @@ def mbarrier_keys(
     group: Group, address: Any, mask: Any, index: int, verb: str, *, known: bool = True
 ) -> tuple[Mbarriers, Array, Array | None]:
     """(the wave's barriers, keys of the lanes that take part, their positions); checks that barriers are there."""
-    table = Mbarriers.of(group.wave)
     lanes, positions = active(group, address, mask)
-    lanes = shared_address(group, lanes, positions, index)
+    table, keys = keys_of(group, shared_address(group, lanes, positions, index), positions, index, verb, known=known)
+    return table, keys, positions
+
+
+def keys_of(
+    group: Group, lanes: Array, positions: Array | None, index: int, verb: str, *, known: bool = True
+) -> tuple[Mbarriers, Array]:
+    """The same for uint32 addresses of the lanes at `positions`, which may name a lane more than once."""
+    table = Mbarriers.of(group.wave)
     check_alignment(group, lanes, 8, positions, index)
     if not lanes.size:
-        return table, np.zeros(0, np.int64), positions
+        return table, np.zeros(0, np.int64)
     if int(lanes.max()) >> CLUSTER_SHIFT:
         cta, offset = cluster_cta(group, lanes, positions, index, verb)
     else:
@@ -133,7 +140,7 @@ def mbarrier_keys(
             first if positions is None else int(positions[first]),
             f"{verb} at the {table.describe(int(keys[first]))}, which nobody has initialised",
         )
-    return table, keys, positions
+    return table, keys
 
 
 def _of_lanes(group: Group, value: Any, positions: Array | None) -> Array:
