@@ -183,6 +183,7 @@ class _BodyParser:
         self.kernel = kernel
         self.files = files
         self.scopes = _Scopes()
+        self.vectors: dict[str, list[str]] = {}
         self.source: str | None = None
 
     def parse(self, body: str) -> None:
@@ -219,12 +220,15 @@ class _BodyParser:
             self.source = f"{self.files.get(fields[1], 'file ' + fields[1])}:{fields[2].rstrip(',')}"
 
     def _directive(self, text: str) -> None:
-        if match := re.match(r"\.reg\s+\.(\w+)\s+(.*)", text):
-            kind = ptx_type(match[1])
+        if match := re.match(r"\.reg\s+(?:\.v([24])\s+)?\.(\w+)\s+(.*)", text):
+            kind = ptx_type(match[2])
             if kind is None:
-                raise ParseError(f"register type .{match[1]} is not known: {text}")
-            for name in split_operands(match[2]):
-                self._registers(name, kind.bits)
+                raise ParseError(f"register type .{match[2]} is not known: {text}")
+            for name in split_operands(match[3]):
+                if match[1]:
+                    self._vector(name, int(match[1]), kind.bits)
+                else:
+                    self._registers(name, kind.bits)
         elif match := _VARIABLE.match(text):
             _declare_variable(self.kernel, match, self.scopes.declare(match["name"]))
 
@@ -235,7 +239,22 @@ class _BodyParser:
             self.kernel.registers[self.scopes.declare(each)] = len(self.kernel.register_bits)
             self.kernel.register_bits.append(bits)
 
+    def _vector(self, name: str, count: int, bits: int) -> None:
+        """A vector register: its components become registers of their own, its name the list of them."""
+        components = [f"{name}_{component}" for component in "xyzw"[:count]]
+        for component in components:
+            self._registers(component, bits)
+        self.vectors[self.scopes.declare(name)] = [self.scopes.rename(component) for component in components]
+
+    def _without_vectors(self, text: str) -> str:
+        for name, components in self.vectors.items():
+            for letter, component in zip("xyzw", components, strict=False):
+                text = re.sub(rf"(?<![\w$%]){re.escape(name)}\.{letter}\b", component, text)
+            text = re.sub(rf"(?<![\w$%]){re.escape(name)}(?![\w$.])", "{" + ", ".join(components) + "}", text)
+        return text
+
     def _instruction(self, text: str) -> None:
+        text = self._without_vectors(text) if self.vectors else text
         match = re.match(r"(?:@(?P<neg>!?)\s*(?P<guard>[\w$%]+)\s+)?(?P<opcode>[\w.:]+)\s*(?P<rest>.*)", text, re.S)
         if match is None:
             raise ParseError(f"cannot parse the instruction {text!r}")
