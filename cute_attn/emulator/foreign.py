@@ -44,8 +44,9 @@ def install(arch: str) -> None:
         CUTE_DSL_KEEP="ptx,cubin",
         CUTE_DSL_DUMP_DIR=scratch,
     )
-    # quack-kernels keeps compiled objects on disk, where the hooks below do not see them come from.
-    os.environ.setdefault("QUACK_CACHE_ENABLED", "0")
+    # quack-kernels keeps compiled objects on disk, and the hooks below would not see where they come from; torch.compile
+    # would write code for the GPU that is not there.
+    os.environ.update(QUACK_CACHE_ENABLED="0", TORCH_COMPILE_DISABLE="1")
     pretended_cuda.install(arch)
     _note_compiled_programs()
     _run_tvm_ffi_calls(arch)
@@ -69,7 +70,7 @@ def _note_compiled_programs() -> None:
 
     def noted(original: Callable[..., None], self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if self.__cubin__ and self.__ptx__:
+        if isinstance(self.__cubin__, bytes) and self.__ptx__:  # a program without kernels has a path to no file
             register(self.__cubin__, self.__ptx__)
 
     _around(CudaDialectJitCompiledFunction, "__init__", noted)
