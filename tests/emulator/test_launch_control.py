@@ -1,0 +1,57 @@
+"""clusterlaunchcontrol: persistent CTAs take over work that has not started."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cute_attn.emulator.errors import InvalidOperand
+
+from .harness import run
+from .test_mbarrier import SEEDS, wait
+
+# Each CTA counts itself in, then takes over other CTAs' work until there is none: out[i] += 1, who[i] = own number.
+PERSISTENT = """
+    .reg .b128 %answer;
+    mov.u32 %r1, %ctaid.x; mov.u32 %r2, %ctaid.y; mad.lo.u32 %r3, %r2, 6, %r1;
+    mov.u32 %r10, 0;
+    mov.u32 %r9, %r3;
+    mbarrier.init.shared::cta.b64 [16], 1;
+work:
+    mad.wide.u32 %rd2, %r3, 4, %rd0;
+    ld.global.u32 %r4, [%rd2]; add.u32 %r4, %r4, 1; st.global.u32 [%rd2], %r4;
+    mad.wide.u32 %rd3, %r3, 4, %rd1; st.global.u32 [%rd3], %r9;
+    mbarrier.arrive.expect_tx.shared::cta.b64 _, [16], 16;
+    clusterlaunchcontrol.try_cancel.async.shared::cta.mbarrier::complete_tx::bytes.b128 [0], [16];
+    {wait}
+    xor.b32 %r10, %r10, 1;
+    ld.shared.b128 %answer, [0];
+    clusterlaunchcontrol.query_cancel.is_canceled.pred.b128 %p1, %answer;
+    @!%p1 bra done;
+    {get}
+    mad.lo.u32 %r3, %r6, 6, %r5;
+    bra work;
+done:
+"""
+VECTOR = "clusterlaunchcontrol.query_cancel.get_first_ctaid.v4.b32.b128 {%r5, %r6, %r7, _}, %answer;"
+SCALARS = "\n".join(
+    f"clusterlaunchcontrol.query_cancel.get_first_ctaid::{axis}.b32.b128 %r{5 + n}, %answer;"
+    for n, axis in enumerate("xyz")
+)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("get", [VECTOR, SCALARS])
+def test_every_tile_is_done_once_whoever_does_it(seed, get) -> None:
+    out, who = np.zeros((8, 6), np.uint32), np.zeros((8, 6), np.uint32)
+    body = PERSISTENT.format(wait=wait("16", "%r10", "again"), get=get)
+    run(body, {"out": out, "who": who}, grid=(6, 8, 1), block=(1, 1, 1), shared=32, seed=seed)
+    assert (out == 1).all()
+    assert len(np.unique(who)) < who.size  # some CTAs never started: their work was taken
+
+
+def test_the_first_cta_of_a_failed_cancellation_is_undefined() -> None:
+    body = PERSISTENT.format(wait=wait("16", "%r10", "again"), get=VECTOR).replace("@!%p1 bra done;", "")
+    arrays = {"out": np.zeros((8, 6), np.uint32), "who": np.zeros((8, 6), np.uint32)}
+    with pytest.raises(InvalidOperand, match="is_canceled first"):
+        run(body, arrays, grid=(6, 8, 1), block=(1, 1, 1), shared=32)
