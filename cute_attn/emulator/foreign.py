@@ -44,8 +44,8 @@ def install(arch: str) -> None:
         CUTE_DSL_KEEP="ptx,cubin",
         CUTE_DSL_DUMP_DIR=scratch,
     )
-    # quack-kernels keeps compiled objects on disk, and the hooks below would not see where they come from; torch.compile
-    # would write code for the GPU that is not there.
+    # quack-kernels keeps compiled objects on disk, and the hooks below would not see where they come from;
+    # torch.compile would write code for the GPU that is not there.
     os.environ.update(QUACK_CACHE_ENABLED="0", TORCH_COMPILE_DISABLE="1")
     pretended_cuda.install(arch)
     _note_compiled_programs()
