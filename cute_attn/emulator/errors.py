@@ -66,3 +66,7 @@ class BarrierMismatch(EmulatorError):
 
 class UnknownAccumulation(EmulatorError):
     """The hardware's accumulation was asked for where nobody has published how that tensor core sums."""
+
+
+class AccumulatorInFlight(EmulatorError):
+    """A register that a wgmma has yet to write is used for anything but a move or the next wgmma of the same shape."""

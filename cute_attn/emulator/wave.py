@@ -112,6 +112,19 @@ class Wave:
         c = self.ctas[self.cta_of_lane]
         return tuple(v.astype(np.uint32) for v in (c % x, c // x % y, c // (x * y)))  # type: ignore[return-value]
 
+    @cached_property
+    def warp_of_lane(self) -> Array:
+        return np.arange(self.lanes) // 32
+
+    @cached_property
+    def warpgroup_of_lane(self) -> Array:
+        """[lanes] number of the warpgroup (four consecutive warps of a CTA), unique in the wave."""
+        return self.cta_of_lane * -(-self.cta_lanes // 128) + self.thread_of_lane // 128
+
+    def whole_warpgroups(self, mask: Array) -> Array:
+        """The lanes in `mask` whose warpgroup is there with all its 128 threads."""
+        return mask & (np.bincount(self.warpgroup_of_lane, mask) == 128)[self.warpgroup_of_lane]
+
     def locate(self, lane: int) -> tuple[Shape, Shape]:
         """(cta, thread) coordinates of a lane."""
         cta, thread = int(self.ctas[self.cta_of_lane[lane]]), int(self.thread_of_lane[lane])
@@ -222,6 +235,31 @@ class Group:
                 f"warp-wide instruction executed by {int(counts[culprit])} of the 32 lanes of a warp",
             )
         return self.size // 32
+
+    @cached_property
+    def _warpgroups(self) -> Array | None:
+        """Lane numbers of the first lanes of the warpgroups, if the group consists of whole warpgroups."""
+        if self.size % 128:
+            return None
+        lanes = self.lane_numbers.reshape(-1, 128)
+        first: Array = lanes[:, 0]
+        whole = (lanes[:, 127] - first == 127) & (self.wave.thread_of_lane[first] % 128 == 0)
+        return first if whole.all() else None
+
+    def require_whole_warpgroups(self, index: int) -> Array:
+        """First lane (in the wave) of each warpgroup; raises DivergentWarp unless all its 128 threads are here."""
+        if self._warpgroups is None:
+            lanes = self.lane_numbers
+            warpgroup = self.wave.warpgroup_of_lane[lanes]
+            counts = np.bincount(warpgroup)[warpgroup]
+            culprit = int(np.argmax(counts < 128))
+            self.fail(
+                DivergentWarp,
+                index,
+                culprit,
+                f"warpgroup-wide instruction executed by {int(counts[culprit])} of the 128 threads of a warpgroup",
+            )
+        return self._warpgroups
 
     def fail(self, error: type[EmulatorError], index: int, position: int, what: str) -> NoReturn:
         """Raises `error` for instruction `index` and the lane at `position` of the group."""
