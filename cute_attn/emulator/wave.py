@@ -176,24 +176,20 @@ class Group:
         return bool((warps[:, 0] % 32 == 0).all() and (warps[:, 31] - warps[:, 0] == 31).all())
 
     @cached_property
-    def has_whole_ctas(self) -> bool:
-        return self.is_whole or (
-            isinstance(self.lanes, slice)
-            and self.lanes.start % self.wave.cta_lanes == 0
-            and self.lanes.stop % self.wave.cta_lanes == 0
-        )
+    def warps_per_cta(self) -> int:
+        """How many warps of each CTA are here, if all CTAs have equally many; else 1."""
+        if not self.has_whole_warps:
+            return 1
+        ctas = self.cta[::32]
+        counts = np.diff(np.flatnonzero(np.diff(ctas, prepend=-1)), append=ctas.size)
+        return int(counts[0]) if (counts == counts[0]).all() else 1
 
-    def matrix_lanes(self, count: int, first_warps: bool) -> Array:
-        """Positions of the lanes that name the rows of `count` 8x8 matrices, [count * owners * 8], matrix by matrix.
-
-        The owners are all warps of the group or the first warps of its CTAs.
-        """
-        key = ("matrix lanes", 2 * count + first_warps)
+    def matrix_lanes(self, count: int) -> Array:
+        """Positions of the lanes that name the rows of `count` 8x8 matrices, [count, warps, 8]."""
+        key = ("matrix lanes", count)
         if key not in self._bases:
-            step = self.wave.cta_lanes if first_warps else 32
-            first = np.arange(0, self.size, step)
-            lanes = np.arange(count)[:, None, None] * 8 + first[None, :, None] + np.arange(8)
-            self._bases[key] = lanes.reshape(-1)
+            first = np.arange(0, self.size, 32)
+            self._bases[key] = np.arange(count)[:, None, None] * 8 + first[None, :, None] + np.arange(8)
         return self._bases[key]
 
     def common(self, other: Group) -> tuple[Array, Array] | None:

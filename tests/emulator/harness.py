@@ -29,6 +29,7 @@ def run(
     shared: int = 0,
     declarations: str = "",
     module: str = "",
+    target: str = "sm_89",
     **options: Any,
 ) -> LaunchRecord:
     """Runs a kernel whose parameters are the arrays' addresses, %rd0, %rd1, ..., and then u32 scalars, %r0, %r1, ....
@@ -41,7 +42,7 @@ def run(
     loads += [f"ld.param.u32 %r{n}, [s{n}];" for n in range(len(scalars))]
     text = f"""
 .version 8.8
-.target sm_89
+.target {target}
 .address_size 64
 .extern .shared .align 16 .b8 dynamic[];
 {module}

@@ -14,9 +14,10 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from ..assembly import Operation
-from ..registry import HELPERS, block_pass
+from ..registry import block_pass
 from .ldmatrix import MatrixLoad
-from .matrix import MmaKind, MmaNode
+from .matrix import MmaNode, kind_name
+from .matrix_kind import MmaKind
 
 Steps = tuple[tuple[str, ...], ...]
 
@@ -99,24 +100,18 @@ def _operation(grid: list[list[_Chain]], outside: set[str]) -> Operation:
     a = [tuple(row[0].a) for row in grid]
     b = [tuple(chain.b) for chain in grid[0]]
     flat = [chain for row in grid for chain in row]
-    a_names = [name for tile in a for fragment in tile for name in fragment]
-    b_names = [name for tile in b for fragment in tile for name in fragment]
+    a_names, b_names = (
+        [name for tile in tiles for fragment in tile for name in fragment if name.startswith("v")] for tiles in (a, b)
+    )  # the others are constants, such as the selectors of scales
     keep = (outside.issuperset(a_names), outside.issuperset(b_names))
     c = ", ".join(f"({', '.join(chain.c)},)" for chain in flat)
     writes = tuple(name for chain in flat for name in chain.d)
     code = (
-        f"{', '.join(writes)}, = mma_tiles(G, {_kind_name(first.kind)}, {_nested(a)}, {_nested(b)}, ({c},), {keep}, "
+        f"{', '.join(writes)}, = mma_tiles(G, {kind_name(first.kind)}, {_nested(a)}, {_nested(b)}, ({c},), {keep}, "
         f"{first.index})"
     )
     reads = tuple(dict.fromkeys([*a_names, *b_names, *(name for chain in flat for name in chain.c)]))
     return Operation(code, reads, writes, "matrix", pure=False)
-
-
-def _kind_name(kind: MmaKind) -> str:
-    """A name by which generated code reaches the kind."""
-    name = f"MMA_{kind.a}_{kind.b}_{kind.accumulator}_{kind.k}{'_satfinite' if kind.saturate else ''}"
-    HELPERS[name] = kind
-    return name
 
 
 def _values_from_outside(operations: list[Operation]) -> set[str]:
