@@ -22,7 +22,10 @@ _NAMES: dict[str, Any] = {name: getattr(np, name) for name in _NUMPY.split()}
 
 
 class Program:
-    """Blocks of one kernel. `function(b)` is the callable of block b, compiled when first asked for."""
+    """Blocks of one kernel. `function(b)` is the callable of block b, compiled when first asked for.
+
+    `whole_warpgroups`: the blocks that only whole warpgroups run.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
@@ -32,6 +35,11 @@ class Program:
         ends = [*starts[1:], len(kernel.instructions)]
         self.blocks = [kernel.instructions[a:b] for a, b in zip(starts, ends, strict=True)]
         targets = {label: self.block_of.get(at, EXIT) for label, at in kernel.labels.items()}
+        self.whole_warpgroups = {
+            number
+            for number, block in enumerate(self.blocks)
+            if any(registry.needs_whole_warpgroups(instruction.opcode) for instruction in block)
+        }
         self._codes = [self._emit(number, block, targets) for number, block in enumerate(self.blocks)]
         self._live_out = _live_out(self._codes)
         self._functions: dict[tuple[int, bool], Callable[..., Any]] = {}

@@ -36,7 +36,7 @@ class Pending:
         raise NotImplementedError
 
     def joined(self, size: int, parts: list[tuple[Array, Any]], base: Array) -> Pending:
-        """The register in `size` lanes: `parts` (positions, value), of which this is one, and `base` elsewhere."""
+        """The register in `size` lanes: pending `parts` (positions, value), this one first, and `base` elsewhere."""
         raise NotImplementedError
 
 
@@ -102,14 +102,14 @@ class RegisterWindow:
             whole = np.empty(group.size, base.dtype)
         else:
             whole = np.array(self._spread(base)[group.lanes])
-        pending = None
+        pending = []
         for ours, part in parts:
             array = part.settled() if isinstance(part, Pending) else part
             if array is None:
-                pending = part
+                pending.append((ours, part))
             else:
                 whole[ours] = array
-        return whole if pending is None else pending.joined(group.size, parts, whole)
+        return pending[0][1].joined(group.size, pending, whole) if pending else whole
 
     def _spread(self, value: Any) -> Array:
         return value if value.ndim else np.full(self._group.wave.lanes, value)

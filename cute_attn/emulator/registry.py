@@ -41,6 +41,7 @@ class Entry:
 _ENTRIES: dict[str, list[Entry]] = {}
 _STARTS: set[str] = set()
 _ENDS: set[str] = set()
+_WHOLE_WARPGROUPS: set[str] = set()
 HELPERS: dict[str, Any] = {}
 ACTIONS: dict[str, Callable[..., None]] = {}
 SPECIALS: dict[str, Callable[..., Any]] = {}
@@ -63,8 +64,12 @@ def emits(
     modifiers: str | None = None,
     starts_block: bool = False,
     ends_block: bool = False,
+    whole_warpgroups: bool = False,
 ) -> Callable[[F], F]:
-    """Registers an emitter. `ends_block`: the next instruction begins a block; `starts_block`: this one does."""
+    """Registers an emitter. `ends_block`: the next instruction begins a block; `starts_block`: this one does.
+
+    `whole_warpgroups`: a block with this instruction is run by whole warpgroups only, which wait for their warps.
+    """
 
     def register(emit: F) -> F:
         family = emit.__module__.rsplit(".", 1)[-1]
@@ -75,6 +80,8 @@ def emits(
                 _STARTS.add(prefix)
             if ends_block:
                 _ENDS.add(prefix)
+            if whole_warpgroups:
+                _WHOLE_WARPGROUPS.add(prefix)
         return emit
 
     return register
@@ -140,6 +147,10 @@ def find(opcode: str) -> Entry | None:
 
 def starts_block(opcode: str) -> bool:
     return any(prefix in _STARTS for prefix in _prefixes(opcode))
+
+
+def needs_whole_warpgroups(opcode: str) -> bool:
+    return any(prefix in _WHOLE_WARPGROUPS for prefix in _prefixes(opcode))
 
 
 def ends_block(opcode: str) -> bool:

@@ -3,7 +3,7 @@
 Lowest first makes diverged lanes meet again at the block after a branch, as the hardware's reconvergence does for
 structured control flow. With a seed, one of the blocks at which some warp stands is drawn instead, and a random part
 of the warps there takes the step: another order that the hardware could have taken. Lanes of one warp still wait for
-each other.
+each other, and at instructions of a warpgroup so do its warps.
 
 A block returns a tuple whose first element names an action (`registry.action`); the action moves the program
 counters. A lane that has to wait is `waiting` until an action releases it. A lane that polls has `yielded`: it runs
@@ -30,18 +30,38 @@ DRIFT = 0.1
 """With a seed: how often asynchronous work may complete before anybody waits for it."""
 
 
-def _choose(pc: Array, random: np.random.Generator | None) -> tuple[int, Array]:
-    """(block, mask of the lanes that run it)."""
-    block = int(pc.min())
-    if random is None or block >= EXIT:
-        return block, pc == block
-    warp_pc = pc.reshape(-1, 32).min(1)
-    block = int(random.choice(np.unique(warp_pc[warp_pc < EXIT])))
-    here = np.flatnonzero(warp_pc == block)
-    chosen = random.choice(here, size=int(random.integers(1, here.size + 1)), replace=False)
-    warps = np.zeros(warp_pc.size, bool)
-    warps[chosen] = True
-    return block, (pc == block) & np.repeat(warps, 32)
+def _choose(wave: Wave, program: Program, pc: Array) -> tuple[int, Array]:
+    """(block, mask of the lanes that run it). pc: EXIT for lanes that cannot run; changed in place."""
+    random = wave.random
+    while (block := _block(pc, random)) < EXIT:
+        here = pc == block
+        if random is not None:
+            here &= np.repeat(pc.reshape(-1, 32).min(1) == block, 32)
+        if block in program.whole_warpgroups:
+            here = wave.whole_warpgroups(here)
+            if not here.any():
+                pc[pc == block] = EXIT
+                continue
+            unit = wave.warpgroup_of_lane
+        else:
+            unit = wave.warp_of_lane
+        return block, here if random is None else _part(here, unit, random)
+    return block, pc == block
+
+
+def _block(pc: Array, random: np.random.Generator | None) -> int:
+    lowest = int(pc.min())
+    if random is None or lowest >= EXIT:
+        return lowest
+    of_warps = pc.reshape(-1, 32).min(1)
+    return int(random.choice(np.unique(of_warps[of_warps < EXIT])))
+
+
+def _part(here: Array, unit: Array, random: np.random.Generator) -> Array:
+    """A random part of the warps, or of the warpgroups, that are `here`. unit: number of each lane's."""
+    present = np.unique(unit[here])
+    chosen = random.choice(present, size=int(random.integers(1, present.size + 1)), replace=False)
+    return here & np.isin(unit, chosen)
 
 
 def _deadlock(wave: Wave, what: str) -> Deadlock:
@@ -54,8 +74,9 @@ def _deadlock(wave: Wave, what: str) -> Deadlock:
 class _Scheduler:
     """The order of one wave."""
 
-    def __init__(self, wave: Wave) -> None:
+    def __init__(self, wave: Wave, program: Program) -> None:
         self.wave = wave
+        self.program = program
         self.rounds = 0
         self.seen: Array = np.zeros(0)
 
@@ -66,28 +87,35 @@ class _Scheduler:
             if wave.random is not None and wave.random.random() < DRIFT:
                 for drift in registry.DRIFTERS:
                     drift(wave)
-            pc = np.where(wave.waiting | wave.yielded, EXIT, wave.pc)
-            block, mask = _choose(pc, wave.random)
+            idle = wave.waiting | wave.yielded
+            block, mask = _choose(wave, self.program, np.where(idle, EXIT, wave.pc))
             if block < EXIT:
                 return block, mask
             if not (wave.pc < EXIT).any():
                 return None
-            self._wake()
+            held = ~idle & (wave.pc < EXIT)
+            if not self._wake(held):
+                block = int(wave.pc[held].min())
+                return block, held & (wave.pc == block)
 
-    def _wake(self) -> None:
-        """Nobody can run: asynchronous work completes, then polling lanes run again, then waits time out."""
+    def _wake(self, held: Array) -> bool:
+        """Nobody can run: asynchronous work completes, then polling lanes run again, then waits time out.
+
+        held: lanes whose warpgroup is not complete. False if they are the only ones that can go on.
+        """
         wave = self.wave
         for wake in registry.WAKERS:
             wake(wave)
-        if (runnable := ~wave.waiting & (wave.pc < EXIT)).any():
+        if (runnable := ~wave.waiting & (wave.pc < EXIT) & ~held).any():
             if wave.yielded.any() and not (runnable & ~wave.yielded).any():
                 self._count_polling_rounds()
             wave.yielded[:] = False
-            return
+            return True
         for expire in registry.TIMEOUTS:
             expire(wave)
         if not (~wave.waiting & (wave.pc < EXIT)).any():
             raise _deadlock(wave, "no thread can run any more")
+        return bool((~wave.waiting & (wave.pc < EXIT) & ~held).any())
 
     def _count_polling_rounds(self) -> None:
         """Raises Deadlock if lanes poll and poll while the set of those who wait or have exited stays the same."""
@@ -105,7 +133,7 @@ class _Scheduler:
 def run(wave: Wave, program: Program, executed: Array) -> None:
     """Runs every lane of the wave to its exit. `executed[b]` counts the lanes that ran block b."""
     profiled = wave.profile is not None
-    order = _Scheduler(wave)
+    order = _Scheduler(wave, program)
     with np.errstate(all="ignore"):
         while (choice := order.next()) is not None:
             block, mask = choice
