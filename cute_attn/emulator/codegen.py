@@ -74,6 +74,8 @@ class BlockBuilder:
         if dtype is not None:
             if dtype == "bool":
                 value = np.bool_(value)
+            elif dtype == "complex128":
+                raise UnknownInstruction(self.instruction.text)
             elif dtype.startswith(("int", "uint")):
                 unsigned = np.array(int(value) & ((1 << item_bits(dtype)) - 1), f"uint{item_bits(dtype)}")
                 value = unsigned.view(dtype)[()]
@@ -120,7 +122,17 @@ class BlockBuilder:
         self.code.end_reads = _value_names(code, ())
         self.code.successors = set(successors)
 
+    def finish_yielding(self, lanes: str) -> None:
+        """Ends the block; the lanes for which the value `lanes` is true run again when no others can."""
+        self.finish(f"('yield', {lanes})", self.number + 1)
+
     # ---- reading
+
+    def take_guard(self) -> None:
+        """Makes the guard hold for what follows: for instructions that end a block and write registers."""
+        i = self.instruction
+        if i.guard is not None:
+            self.guard = self.predicate(("!" if i.guard_negated else "") + i.guard)
 
     @property
     def mask(self) -> str:
@@ -191,7 +203,7 @@ class BlockBuilder:
             return cached
         if item_bits(have) == item_bits(want):
             expression = f"{name}.view({want})"
-        elif "bool" in (have, want):
+        elif {"bool", "complex128"} & {have, want}:
             raise UnknownInstruction(self.instruction.text)
         else:
             source = self._viewed(name, have, carrier_dtype(item_bits(have)))
@@ -213,6 +225,8 @@ class BlockBuilder:
     def _symbol(self, name: str, dtype: str) -> str:
         """The address of a variable or parameter, relative to its state space, or of a module constant."""
         kernel = self.kernel
+        if name == "WARP_SZ":
+            return self.constant(32, dtype)
         if name in kernel.dynamic_shared:
             return self.constant(kernel.dynamic_shared_start, dtype)
         if (offset := kernel.parameter_offset(name)) is not None:
@@ -232,10 +246,10 @@ class BlockBuilder:
             return
         index = self.kernel.registers[dest]
         bits = self.kernel.register_bits[index]
-        if item_bits(dtype) < bits:
+        if item_bits(dtype) < bits < 128:
             wide = f"{'int' if dtype.startswith('int') else 'uint'}{bits}"
             expression, dtype = f"({expression}).astype({wide})", wide
-        elif item_bits(dtype) > bits:
+        elif item_bits(dtype) != max(bits, 1):
             raise UnknownInstruction(self.instruction.text)
         if self.guard is not None:
             old = self._register(index, dtype)

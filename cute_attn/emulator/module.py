@@ -1,8 +1,8 @@
 """PTX text -> kernels: parameters, shared and local variables, registers, instructions and labels.
 
 The parser knows the grammar, not the instruction set (`program` forms basic blocks). Names declared inside `{ }` scopes
-(inline assembly) are made unique, `.loc` lines are kept so that findings can name the source line, and vector operands
-stay one operand.
+(inline assembly) are made unique, `.loc` lines are kept so that findings can name the source line, vector operands
+stay one operand, and calls of device functions are expanded (see `functions`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ParseError
+from .functions import Formal, Function, find_functions
 from .types import ptx_type
 
 
@@ -65,7 +66,8 @@ class Kernel:
     `required_block` is `.reqntid`, `max_threads` the product of `.maxntid` or `.reqntid` (None if absent).
     `required_cluster` is `.reqnctapercluster`, `max_cluster` `.maxclusterrank` in CTAs; with `.explicitcluster`
     (`needs_cluster`) the launch has to name a cluster if `required_cluster` does not.
-    `dynamic_shared` names the `.extern .shared` variables: they begin at `dynamic_shared_start`.
+    `dynamic_shared` names the `.extern .shared` variables: they begin at `dynamic_shared_start`. `arguments` names the
+    variables in `local` that carry arguments and results of calls. `branch_targets` are the tables of brx.idx.
     """
 
     name: str
@@ -83,6 +85,8 @@ class Kernel:
     needs_cluster: bool = False
     local: dict[str, Variable] = field(default_factory=dict)
     local_bytes: int = 0
+    arguments: set[str] = field(default_factory=set)
+    branch_targets: dict[str, tuple[str, ...]] = field(default_factory=dict)
     registers: dict[str, int] = field(default_factory=dict)
     register_bits: list[int] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
@@ -160,6 +164,10 @@ class _Scopes:
     def close(self) -> None:
         self._stack.pop()
 
+    def alias(self, name: str, other: str) -> None:
+        """In the innermost scope, `name` means what is called `other` in the kernel."""
+        self._stack[-1][name] = other
+
     def declare(self, name: str) -> str:
         if not self.nested:
             return name
@@ -179,24 +187,31 @@ class _Scopes:
 class _BodyParser:
     """Fills a `Kernel` from the text between the braces of its body."""
 
-    def __init__(self, kernel: Kernel, files: dict[str, str]) -> None:
+    def __init__(self, kernel: Kernel, files: dict[str, str], functions: dict[str, Function]) -> None:
         self.kernel = kernel
         self.files = files
+        self.functions = functions
         self.scopes = _Scopes()
         self.vectors: dict[str, list[str]] = {}
         self.source: str | None = None
+        self.calls: list[tuple[str, str]] = []
+        """(function, label of its end) of the calls that are being expanded, outermost first."""
 
-    def parse(self, body: str) -> None:
-        tokens = list(_tokens(body))
+    def parse(self, tokens: list[tuple[str, str]]) -> None:
+        label = ""
         for i, (kind, text) in enumerate(tokens):
             if kind == "open":
                 self.scopes.open(self._labels_of_scope(tokens, i))
             elif kind == "close":
                 self.scopes.close()
             elif kind == "label":
-                self.kernel.labels[self.scopes.rename(text)] = len(self.kernel.instructions)
+                label = self.scopes.rename(text)
+                self.kernel.labels[label] = len(self.kernel.instructions)
             elif kind == "loc":
                 self._loc(text)
+            elif text.startswith(".branchtargets"):
+                targets = split_operands(text.partition(" ")[2])
+                self.kernel.branch_targets[label] = tuple(self.scopes.rename(target) for target in targets)
             elif text.startswith("."):
                 self._directive(text)
             else:
@@ -230,7 +245,21 @@ class _BodyParser:
                 else:
                     self._registers(name, kind.bits)
         elif match := _VARIABLE.match(text):
-            _declare_variable(self.kernel, match, self.scopes.declare(match["name"]))
+            self._variable(match)
+
+    def _variable(self, match: re.Match[str]) -> None:
+        name = match["name"]
+        if self.calls and match["space"] == "shared":
+            # One variable, however often the function is called.
+            unique = f"{self.calls[-1][0]}__{name}"
+            self.scopes.alias(name, unique)
+            if unique not in self.kernel.shared:
+                _declare_variable(self.kernel, match, unique)
+            return
+        unique = self.scopes.declare(name)
+        _declare_variable(self.kernel, match, unique)
+        if match["space"] == "param":
+            self.kernel.arguments.add(unique)
 
     def _registers(self, name: str, bits: int) -> None:
         ranged = re.fullmatch(r"(%?[\w$]+)<(\d+)>", name)
@@ -258,6 +287,12 @@ class _BodyParser:
         match = re.match(r"(?:@(?P<neg>!?)\s*(?P<guard>[\w$%]+)\s+)?(?P<opcode>[\w.:]+)\s*(?P<rest>.*)", text, re.S)
         if match is None:
             raise ParseError(f"cannot parse the instruction {text!r}")
+        if self.calls and match["opcode"] in ("ret", "ret.uni"):
+            guard = f"@{match['neg']}{match['guard']} " if match["guard"] else ""
+            self._instruction(f"{guard}bra {self.calls[-1][1]}")
+            return
+        if match["opcode"] in ("call", "call.uni") and self._call(match):
+            return
         self.kernel.instructions.append(
             Instruction(
                 opcode=match["opcode"],
@@ -270,9 +305,65 @@ class _BodyParser:
             )
         )
 
+    def _call(self, match: re.Match[str]) -> bool:
+        """Expands a call; False if it must stay one: the function's body is not here, or calls itself."""
+        operands = split_operands(match["rest"])
+        results = split_operands(operands.pop(0)[1:-1]) if operands and operands[0].startswith("(") else []
+        function = self.functions.get(operands[0]) if operands else None
+        if function is None or any(name == function.name for name, _ in self.calls):
+            return False
+        arguments = split_operands(operands[1][1:-1]) if len(operands) > 1 else []
+        if (len(results), len(arguments)) != (len(function.results), len(function.parameters)):
+            raise ParseError(f"{match[0]!r} has not the arguments of {function.name}")
+        tokens = list(_tokens(function.body))
+        self.scopes.open([*self._labels_of_scope([("open", ""), *tokens], 0), "end_of_body", "after_call"])
+        end, after, source = self.scopes.rename("end_of_body"), self.scopes.rename("after_call"), self.source
+        if match["guard"]:
+            self._instruction(f"@{'' if match['neg'] else '!'}{match['guard']} bra {after}")
+        for formal, given in zip(function.parameters, arguments, strict=True):
+            if not self._same_variable(formal, given):
+                self._copy(self._declare_formal(formal), given, formal)
+        copied = [
+            (wanted, self._declare_formal(formal), formal)
+            for formal, wanted in zip(function.results, results, strict=True)
+            if not self._same_variable(formal, wanted)
+        ]
+        self.calls.append((function.name, end))
+        self.parse(tokens)
+        self.calls.pop()
+        self.kernel.labels[end] = len(self.kernel.instructions)
+        for wanted, result, formal in copied:
+            self._copy(wanted, result, formal)
+        if match["guard"]:
+            self.kernel.labels[after] = len(self.kernel.instructions)
+        self.scopes.close()
+        self.source = source
+        return True
+
+    def _same_variable(self, formal: Formal, given: str) -> bool:
+        """Lets a formal parameter in .param space be the caller's own variable."""
+        if formal.is_register or given not in self.kernel.arguments:
+            return False
+        self.scopes.alias(formal.name, given)
+        return True
+
+    def _declare_formal(self, formal: Formal) -> str:
+        self._directive(formal.declaration)
+        return self.scopes.rename(formal.name)
+
+    def _copy(self, to: str, source: str, formal: Formal) -> None:
+        """A scalar argument or result between registers, literals and .param variables."""
+        if to in self.kernel.arguments:
+            self._instruction(f"st.param.{formal.type} [{to}], {source}")
+        elif source in self.kernel.arguments:
+            self._instruction(f"ld.param.{formal.type} {to}, [{source}]")
+        else:
+            self._instruction(f"mov.{formal.type} {to}, {source}")
+
 
 _VARIABLE = re.compile(
-    r"(?P<extern>\.extern\s+)?(?:\.(?:visible|weak)\s+)?\.(?P<space>shared|local)\s+(?:\.align\s+(?P<align>\d+)\s+)?"
+    r"(?P<extern>\.extern\s+)?(?:\.(?:visible|weak)\s+)?\.(?P<space>shared|local|param)\s+"
+    r"(?:\.align\s+(?P<align>\d+)\s+)?"
     r"\.(?P<type>[a-z]\d+)\s+(?P<name>[\w$]+)\s*(?P<dims>(?:\[\d*\])*)"
 )
 _CONSTANT = re.compile(
@@ -295,7 +386,7 @@ def _declare_variable(kernel: Kernel, match: re.Match[str], name: str) -> None:
     for dim in re.findall(r"\[(\d*)\]", match["dims"]):
         count *= int(dim or 0)
     size, align = element.bytes * count, int(match["align"] or element.bytes)
-    if match["space"] == "local":
+    if match["space"] in ("local", "param"):
         kernel.local[name] = Variable(_align(kernel.local_bytes, align), size)
         kernel.local_bytes = kernel.local[name].offset + size
     elif match["extern"] or size == 0:
@@ -367,7 +458,8 @@ def parse(ptx: str) -> dict[str, Kernel]:
     entries = list(_ENTRY.finditer(text))
     bodies = [(entry.end(), _matching_brace(text, entry.end()) + 1) for entry in entries]
     spans = [(entry.start(), body[1]) for entry, body in zip(entries, bodies, strict=True)]
-    outside = _module_scope(text, spans)
+    functions, others = find_functions(text)
+    outside = _module_scope(text, sorted([*spans, *others]))
     kernels = {}
     for entry, (start, end) in zip(entries, bodies, strict=True):
         parameters, size = _parameters(entry["params"] or "")
@@ -392,6 +484,6 @@ def parse(ptx: str) -> dict[str, Kernel]:
         )
         for match in _VARIABLE.finditer(outside):
             _declare_variable(kernel, match, match["name"])
-        _BodyParser(kernel, files).parse(text[start + 1 : end - 1])
+        _BodyParser(kernel, files, functions).parse(list(_tokens(text[start + 1 : end - 1])))
         kernels[kernel.name] = kernel
     return kernels

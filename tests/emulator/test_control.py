@@ -227,6 +227,38 @@ def test_a_guard_that_splits_a_warp_at_a_barrier():
         run("setp.eq.u32 %p1, %r50, 3; @%p1 bar.sync 0;", block=(64, 1, 1))
 
 
+def test_clocks_grow_and_sizes_are_known():
+    out = np.zeros(6, np.uint32)
+    body = """
+        mov.u32 %r1, %clock; mov.u32 %r2, %clock; sub.u32 %r2, %r2, %r1; mov.u64 %rd5, %globaltimer;
+        mov.u32 %r3, %aggr_smem_size; mov.u32 %r4, %total_smem_size; sub.u32 %r3, %r3, %r4; mov.u32 %r5, WARP_SZ;
+        mov.u64 %rd6, %clock64; sub.u64 %rd6, %rd6, %rd5; cvt.u32.u64 %r6, %rd6; mov.u32 %r7, %nwarpid;
+        st.global.v2.u32 [%rd0], {%r2, %r3}; st.global.v2.u32 [%rd0+8], {%r5, %r6}; st.global.u32 [%rd0+16], %r7;
+    """
+    run(body, {"out": out}, block=(40, 1, 1), shared=64)
+    assert out[0] > 0 and out[1] == 1024 and out[2] == 32 and out[3] > 0 and out[4] == 2
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "fence.acq_rel.cluster",
+        "fence.proxy.async.shared::cta",
+        "fence.mbarrier_init.release.cluster",
+        "fence.proxy.tensormap::generic.acquire.gpu [%rd0], 128",
+        "membar.gl",
+        "griddepcontrol.launch_dependents",
+        "prefetch.global.L2::evict_last [%rd0]",
+        "applypriority.global.L2::evict_normal [%rd0], 128",
+        "createpolicy.fractional.L2::evict_first.b64 %rd5, 0f3F800000",
+    ],
+)
+def test_fences_and_hints_change_nothing(text):
+    run(f"{text};", {"out": np.zeros(32, np.uint32)})
+    with pytest.raises(UnknownInstruction):
+        run(f"{text.replace('.', '.odd.', 1)};", {"out": np.zeros(32, np.uint32)})
+
+
 def test_size_of_dynamic_shared_memory():
     out = np.zeros(32, np.uint32)
     run(f"mov.u32 %r1, %dynamic_smem_size; {STORE}", {"out": out}, shared=128, declarations=".shared .b8 fixed[100];")

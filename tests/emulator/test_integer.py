@@ -257,3 +257,69 @@ def test_carry_chain():
 def test_szext_leaves_the_value_at_positions_past_the_end():
     x, position = np.array([-5, -5, 5, 6], np.int32), np.array([31, 256, 3, 300], np.uint32)
     assert evaluate("szext.clamp.s32 %d, %a, %b;", [x, position], np.int32).tolist() == [-5, -5, -3, 6]
+
+
+@pytest.mark.parametrize("kind,dtype", [("u32", np.uint32), ("s32", np.int32), ("u64", np.uint64), ("s64", np.int64)])
+def test_multiply_add_with_carry(kind, dtype):
+    """The three-word product of a two-word number and a word, as mad.cc and madc chains compute it."""
+    bits = 8 * np.dtype(dtype).itemsize
+    low, high, factor = (interesting(np.dtype(f"u{bits // 8}"), seed=s) for s in (1, 2, 3))
+    zero = f"mov.b{bits} %z, 0;"
+    chain = f"""
+        {{ .reg .b{bits} %z, %w0, %w1; {zero}
+        mad.lo.cc.u{bits} %w0, %a, %c, %z; madc.hi.cc.u{bits} %w1, %a, %c, %z; madc.hi.u{bits} %d, %b, %c, %z;
+        mad.lo.cc.{kind} %w1, %b, %c, %w1; addc.u{bits} %d, %d, 0; }}
+    """
+    result = evaluate(chain, [low, high, factor], low.dtype)
+    wide = [(int(h) << bits | int(lo)) * int(f) >> 2 * bits for lo, h, f in zip(low, high, factor, strict=True)]
+    assert result.tolist() == wide
+
+
+def test_signed_high_half_with_carry():
+    a, b, c = (interesting(np.int32, seed=s) for s in (4, 5, 6))
+    got = evaluate("mad.hi.cc.s32 %d, %a, %b, %c; addc.u32 %d, 0, 0;", [a, b, c], np.uint32)
+    high = [(int(x) * int(y) >> 32) % 2**32 + int(z) % 2**32 for x, y, z in zip(a, b, c, strict=True)]
+    assert got.tolist() == [h >> 32 for h in high]
+    got = evaluate("mad.hi.cc.s32 %d, %a, %b, %c;", [a, b, c], np.uint32)
+    assert got.tolist() == [h % 2**32 for h in high]
+
+
+@pytest.mark.parametrize("name", ["add", "min", "max"])
+@pytest.mark.parametrize("kind,dtype", [("u16x2", np.uint16), ("s16x2", np.int16)])
+def test_packed_halves(name, kind, dtype):
+    a, b = (interesting(np.uint32, seed=s) for s in (7, 8))
+    function = {"add": np.add, "min": np.minimum, "max": np.maximum}[name]
+    expected = function(a.view(dtype), b.view(dtype)).view(np.uint32)
+    assert (evaluate(f"{name}.{kind} %d, %a, %b;", [a, b], np.uint32) == expected).all()
+    if name != "add" and kind == "s16x2":
+        expected = np.maximum(expected.view(dtype), dtype(0)).view(np.uint32)
+        assert (evaluate(f"{name}.relu.{kind} %d, %a, %b;", [a, b], np.uint32) == expected).all()
+
+
+@pytest.mark.parametrize("mode", ["clamp", "wrap"])
+def test_bit_mask(mode):
+    a, b = (np.array(values, np.uint32) for values in zip(*[(x, y) for x in range(40) for y in range(40)], strict=True))
+
+    def mask(start: int, width: int) -> int:
+        if mode == "wrap":
+            start, width = start % 32, width % 32
+        return sum(1 << n for n in range(32) if start <= n < start + width)
+
+    got = evaluate(f"bmsk.{mode}.b32 %d, %a, %b;", [a, b], np.uint32)
+    assert got.tolist() == [mask(int(x), int(y)) for x, y in zip(a, b, strict=True)]
+
+
+def test_find_nth_set_bit():
+    rng = np.random.default_rng(9)
+    masks = rng.integers(0, 2**32, 600, np.uint32) & rng.integers(0, 2**32, 600, np.uint32)
+    bases, offsets = rng.integers(0, 32, 600, np.uint32), rng.integers(-6, 7, 600, np.int32)
+
+    def find(mask: int, base: int, offset: int) -> int:
+        if offset == 0:
+            return base if mask >> base & 1 else 0xFFFF_FFFF
+        positions = range(base, 32) if offset > 0 else range(base, -1, -1)
+        hits = [p for p in positions if mask >> p & 1]
+        return hits[abs(offset) - 1] if len(hits) >= abs(offset) else 0xFFFF_FFFF
+
+    got = evaluate("fns.b32 %d, %a, %b, %c;", [masks, bases, offsets.view(np.uint32)], np.uint32)
+    assert got.tolist() == [find(int(m), int(b), int(o)) for m, b, o in zip(masks, bases, offsets, strict=True)]

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from cute_attn.emulator.device_view import present
-from cute_attn.emulator.errors import EmulatorError, Misaligned, OutOfBounds, UninitializedShared
+from cute_attn.emulator.errors import (
+    Deadlock,
+    EmulatorError,
+    Misaligned,
+    OutOfBounds,
+    UninitializedShared,
+    UnknownInstruction,
+)
 from cute_attn.emulator.memory import GlobalMemory
 
 from .harness import run
@@ -244,3 +251,109 @@ def test_gaps_between_rows_of_a_strided_view_belong_to_its_span():
     addresses = np.array([view.start + 4 * 12, view.end - 4], np.uint64)
     assert memory.outside(addresses, 4) is None
     assert memory.outside(addresses + np.uint64(4), 4).tolist() == [False, True]
+
+
+@pytest.mark.parametrize("form,size", [("v8.b32", 4), ("v4.b64", 8)])
+def test_accesses_of_32_bytes(form, size):
+    count = 32 // size
+    registers = [f"%{'r' if size == 4 else 'rd'}{n}" for n in range(10, 10 + count)]
+    body = f"""
+        mad.wide.u32 %rd5, %r50, 32, %rd0; mad.wide.u32 %rd6, %r50, 32, %rd1; setp.ne.u32 %p1, %r50, 3;
+        ld.global.L2::evict_last.{form} {{{", ".join(registers)}}}, [%rd5];
+        @%p1 st.global.{form} [%rd6], {{{", ".join(registers[::-1])}}};
+    """
+    memory = [np.zeros(300, np.uint32) for _ in range(2)]
+    source, out = (a[(-a.ctypes.data % 32) // 4 :] for a in memory)
+    source[:] = u32(len(source))
+    source, whole, out = source[:256], source, out[:256]
+    run(body, {"source": source, "out": out})
+    expected = source.view(f"u{size}").reshape(32, count)[:, ::-1].copy()
+    expected[3] = 0
+    assert (out.view(f"u{size}").reshape(32, count) == expected).all()
+    with pytest.raises(Misaligned, match="not a multiple of 32"):
+        run(body, {"source": whole[4:], "out": out})
+    with pytest.raises(UnknownInstruction):
+        run("ld.shared.v8.b32 {%r1, %r2, %r3, %r4, %r5, %r6, %r7, %r8}, [%r0];", shared=64)
+
+
+def test_registers_of_16_bytes():
+    source = np.arange(64, dtype=np.uint64) * 3
+    out = np.zeros(64, np.uint64)
+    body = """
+        mad.wide.u32 %rd5, %r50, 16, %rd0; mad.wide.u32 %rd6, %r50, 16, %rd1; mov.u32 %r1, dynamic;
+        mad.lo.u32 %r1, %r50, 16, %r1; ld.global.b128 %q0, [%rd5]; st.shared.b128 [%r1], %q0;
+        ld.shared.b128 %q1, [%r1]; mov.b128 {%rd7, %rd8}, %q1; setp.lt.u32 %p1, %r50, 5;
+        @%p1 mov.b128 %q1, {%rd8, %rd7}; mov.b128 %q2, %q1; st.global.b128 [%rd6], %q2;
+    """
+    run(body, {"source": source, "out": out}, shared=512, declarations=".reg .b128 %q<3>;")
+    pairs = source.reshape(32, 2).copy()
+    pairs[:5] = pairs[:5, ::-1]
+    assert (out.reshape(32, 2) == pairs).all()
+
+
+FLAG = """
+    setp.ge.u32 %p1, %r51, 32; @%p1 bra WAITS;
+    st.global.u32 [%rd0], 5; {release} bra END;
+WAITS:
+    ld.{load}.u32 %r1, [%rd0+4]; setp.eq.u32 %p2, %r1, 0; @%p2 bra WAITS;
+    ld.global.u32 %r2, [%rd0]; mad.wide.u32 %rd5, %r50, 4, %rd0; st.global.u32 [%rd5+8], %r2;
+END:
+"""
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+@pytest.mark.parametrize("load", ["acquire.gpu.global", "volatile", "relaxed.sys"])
+@pytest.mark.parametrize("swap", [False, True])
+def test_polling_a_flag(load, seed, swap):
+    """Whoever polls lets the others run, in whichever of two CTAs they are."""
+    memory = np.zeros(34, np.uint32)
+    body = FLAG.format(load=load, release="st.release.gpu.global.u32 [%rd0+4], 1;")
+    if swap:
+        body = body.replace("setp.ge", "setp.lt")
+    run(body, {"memory": memory}, grid=(2, 1, 1), seed=seed)
+    assert memory.tolist() == [5, 1] + [5] * 32
+
+
+def test_polling_a_flag_that_nobody_sets():
+    with pytest.raises(Deadlock, match="polls for what nobody does"):
+        run(FLAG.format(load="acquire.gpu.global", release=""), {"memory": np.zeros(34, np.uint32)}, grid=(2, 1, 1))
+
+
+def test_a_long_loop_over_volatile_loads_is_no_deadlock():
+    memory = u32(64)
+    body = """
+        mov.u32 %r1, 0; mov.u32 %r3, 0;
+    LOOP: and.b32 %r2, %r1, 1; mad.wide.u32 %rd5, %r2, 4, %rd0; ld.volatile.global.u32 %r4, [%rd5];
+        add.u32 %r3, %r3, %r4; add.u32 %r1, %r1, 1; setp.lt.u32 %p1, %r1, 21000; @%p1 bra LOOP;
+        st.global.u32 [%rd0+4], %r3;
+    """
+    run(body, {"memory": memory}, block=(1, 1, 1))
+    assert memory[1] == 10500
+
+
+def test_sleepers_let_the_others_run():
+    memory = np.zeros(2, np.uint32)
+    body = """
+        setp.ge.u32 %p1, %r50, 32; @%p1 bra SETS;
+    WAITS: nanosleep.u32 100; ld.global.u32 %r1, [%rd0]; setp.eq.u32 %p2, %r1, 0; @%p2 bra WAITS;
+        st.global.u32 [%rd0+4], 9; bra END;
+    SETS: st.global.u32 [%rd0], 1;
+    END:
+    """
+    run(body, {"memory": memory}, block=(64, 1, 1))
+    assert memory.tolist() == [1, 9]
+
+
+def test_which_space_a_generic_address_is_in():
+    out = np.zeros(8, np.uint32)
+    body = """
+        mov.u32 %r1, dynamic; cvt.u64.u32 %rd5, %r1; cvta.shared::cluster.u64 %rd5, %rd5; add.u64 %rd6, %rd5, 0x1000000;
+        add.u64 %rd7, %rd5, 0x2000000; mov.b64 %rd8, __local_depot0; cvta.local.u64 %rd8, %rd8; mov.u32 %r9, 0;
+    """
+    tests = ["shared::cta %rd5", "shared::cta %rd6", "shared::cta %rd7", "shared::cluster %rd7", "local %rd8"]
+    tests += ["global %rd0", "global %rd5", "shared %rd8"]
+    for n, test in enumerate(tests):
+        space, register = test.split()
+        body += f"isspacep.{space} %p1, {register}; selp.u32 %r1, 1, 0, %p1; st.global.u32 [%rd0+{4 * n}], %r1;"
+    run(body, {"out": out}, declarations=LOCAL, shared=16, block=(1, 1, 1))
+    assert out.tolist() == [1, 1, 0, 1, 1, 1, 0, 0]

@@ -14,6 +14,7 @@ from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
 from ..module import Instruction
 from ..registry import emits, helper
+from ..wave import Group
 from .integer import BITS, INTEGERS, integer_type
 
 
@@ -126,6 +127,20 @@ def reverse(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"reverse_bits({b.read(i.operands[1], dtype)})", dtype)
 
 
+@emits("bmsk", types="b32", modifiers="clamp wrap")
+def bit_mask(b: BlockBuilder, i: Instruction) -> None:
+    """`b` ones from bit `a` up; both clamped at 32 or taken modulo 32."""
+    start, width = (b.read(o, "uint32") for o in i.operands[1:3])
+    b.write(i.operands[0], f"bits_between({start}, {width}, {'wrap' in i.parts})", "uint32")
+
+
+@emits("fns", types="b32", modifiers="")
+def find_nth_set(b: BlockBuilder, i: Instruction) -> None:
+    mask, base = (b.read(o, "uint32") for o in i.operands[1:3])
+    offset = b.read(i.operands[3], "int32")
+    b.write(i.operands[0], f"nth_set_bit(G, {mask}, {base}, {offset})", "uint32")
+
+
 @emits("szext", types="s32 u32", modifiers="wrap clamp")
 def extend(b: BlockBuilder, i: Instruction) -> None:
     """Sign or zero extension from a given bit position; a position of 32 or more leaves the value (clamp) or wraps."""
@@ -160,6 +175,9 @@ def shift_right(x: Any, n: Any) -> Any:
     width = x.dtype.itemsize * 8
     shifted = x >> np.minimum(n, np.uint32(width - 1)).astype(x.dtype)
     return shifted if x.dtype.kind == "i" else np.where(n < width, shifted, x.dtype.type(0))
+
+
+_POSITIONS = np.arange(32)
 
 
 def _funnel_amount(n: Any, wrap: bool) -> Any:
@@ -224,6 +242,26 @@ def leading_bit(x: Any, as_shift: bool) -> Any:
     zeros = leading_zeros(np.asarray(bits))
     found = zeros if as_shift else np.uint32(width - 1) - zeros
     return np.where(zeros == width, np.uint32(0xFFFF_FFFF), found)
+
+
+@helper
+def bits_between(start: Any, width: Any, wrap: bool) -> Any:
+    start, width = (n & np.uint32(31) if wrap else np.minimum(n, np.uint32(32)) for n in (start, width))
+    one = np.uint64(1)
+    return (((one << width.astype(np.uint64)) - one) << start.astype(np.uint64)).astype(np.uint32)
+
+
+@helper
+def nth_set_bit(group: Group, mask: Any, base: Any, offset: Any) -> Any:
+    """fns: the |offset|-th set bit from `base` on, upwards or downwards; bit `base` itself for 0; else all ones."""
+    base, offset = (group.spread(v).astype(np.int64)[:, None] for v in (base, offset))
+    bits = (group.spread(mask)[:, None] >> _POSITIONS.astype(np.uint32)) & np.uint32(1) == 1
+    distance = _POSITIONS - base
+    bits &= np.where(offset > 0, distance >= 0, np.where(offset < 0, distance <= 0, distance == 0)) & (base < 32)
+    from_below = bits.cumsum(1)
+    number = np.where(offset < 0, from_below[:, -1:] - from_below + 1, from_below)
+    chosen = bits & (number == np.maximum(np.abs(offset), 1))
+    return np.where(chosen.any(1), chosen.argmax(1), 0xFFFF_FFFF).astype(np.uint32)
 
 
 @helper

@@ -1,4 +1,4 @@
-"""Control flow: bra, ret, exit, and instructions that change nothing the emulator models."""
+"""Control flow: bra, brx.idx, ret, exit; nanosleep; and instructions that change nothing the emulator models."""
 
 from __future__ import annotations
 
@@ -14,29 +14,32 @@ from ..registry import action, emits, helper
 from ..wave import Group, Wave
 
 
-def _condition(b: BlockBuilder, i: Instruction) -> str | None:
-    if i.guard is None:
-        return None
-    return b.predicate(("!" if i.guard_negated else "") + i.guard)
-
-
-@emits("bra", ends_block=True)
+@emits("bra", modifiers="uni", ends_block=True)
 def branch(b: BlockBuilder, i: Instruction) -> None:
-    target = b.targets[i.operands[0]]
-    condition = _condition(b, i)
-    if condition is None:
+    _go_to(b, b.targets[i.operands[0]])
+
+
+@emits("ret", "exit", modifiers="uni", ends_block=True)
+def leave(b: BlockBuilder, i: Instruction) -> None:
+    """Calls are expanded where they stand (see `module`), so this is the kernel's own end."""
+    _go_to(b, EXIT)
+
+
+def _go_to(b: BlockBuilder, target: int) -> None:
+    b.take_guard()
+    if b.guard is None:
         b.finish(f"('jump', {target})", target)
     else:
-        b.finish(f"('branch', {condition}, {target})", target, b.number + 1)
+        b.finish(f"('branch', {b.guard}, {target})", target, b.number + 1)
 
 
-@emits("ret", "exit", ends_block=True)
-def leave(b: BlockBuilder, i: Instruction) -> None:
-    condition = _condition(b, i)
-    if condition is None:
-        b.finish(f"('jump', {EXIT})", EXIT)
-    else:
-        b.finish(f"('branch', {condition}, {EXIT})", EXIT, b.number + 1)
+@emits("brx.idx", modifiers="uni", ends_block=True)
+def branch_by_table(b: BlockBuilder, i: Instruction) -> None:
+    """brx.idx index, table, where `table: .branchtargets label, label, ...;`"""
+    b.take_guard()
+    targets = tuple(b.targets[label] for label in b.kernel.branch_targets[i.operands[1]])
+    index = b.read(i.operands[0], "uint32")
+    b.finish(f"('switch', {b.mask}, {index}, {targets}, {i.index})", *targets, b.number + 1)
 
 
 @emits("trap", "brkpt")
@@ -44,22 +47,32 @@ def trap(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"reached_trap(G, {i.index}, {b.mask})")
 
 
-@emits(
-    "membar",
-    "fence",
-    "prefetch",
-    "prefetchu",
-    "applypriority",
-    "discard",
-    "griddepcontrol",
-    "nanosleep",
-    "pmevent",
-)
+_FENCES = """
+    sc acq_rel acquire release cta cluster gpu sys gl mbarrier_init proxy alias async async::generic generic::async
+    global shared::cta shared::cluster sync_restrict::shared::cta sync_restrict::shared::cluster
+    tensormap::generic generic::tensormap
+"""
+_EVICTION = "L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged"
+
+
+@emits("membar", "fence", modifiers=_FENCES)
+@emits("prefetch", "prefetchu", modifiers=f"global local const param tensormap L1 L2 {_EVICTION}")
+@emits("applypriority", modifiers="global L2::evict_normal")
+@emits("discard", modifiers="global L2")
+@emits("griddepcontrol", modifiers="launch_dependents wait")
+@emits("pmevent", modifiers="mask")
 def nothing(b: BlockBuilder, i: Instruction) -> None:
-    """Ordering, hints and delays: the emulator performs memory operations in program order and has no caches."""
+    """Ordering and hints: the emulator performs memory operations in program order and has no caches."""
 
 
-@emits("createpolicy")
+@emits("nanosleep", types="u32", modifiers="", ends_block=True)
+def sleep(b: BlockBuilder, i: Instruction) -> None:
+    """Whoever sleeps lets the others run."""
+    b.take_guard()
+    b.finish_yielding(b.constant(True, "bool") if b.guard is None else b.guard)
+
+
+@emits("createpolicy", types="b64", modifiers=f"fractional range cvt global L2 {_EVICTION}")
 def cache_policy(b: BlockBuilder, i: Instruction) -> None:
     """An opaque 64-bit hint: without caches any value will do."""
     b.write(i.operands[0], b.constant(0, "uint64"), "uint64")
@@ -73,6 +86,24 @@ def jump(wave: Wave, group: Group, block: int, target: int) -> None:
 @action("branch")
 def conditional(wave: Wave, group: Group, block: int, condition: Any, target: int) -> None:
     wave.pc[group.lanes] = np.where(condition, target, block + 1)
+
+
+@action("switch")
+def select(wave: Wave, group: Group, block: int, taking: Any, number: Any, targets: tuple[int, ...], at: int) -> None:
+    wrong = number >= len(targets) if taking is None else taking & (number >= len(targets))
+    if wrong.any():
+        position = int(np.argmax(group.spread(wrong)))
+        value = int(group.spread(number)[position])
+        group.fail(InvalidOperand, at, position, f"index {value} into a table of {len(targets)} branch targets")
+    chosen = np.asarray(targets)[np.minimum(number, len(targets) - 1)]
+    wave.pc[group.lanes] = chosen if taking is None else np.where(taking, chosen, block + 1)
+
+
+@action("yield")
+def step_back(wave: Wave, group: Group, block: int, lanes: Any) -> None:
+    """Lanes that may be polling go on when no others can run."""
+    wave.pc[group.lanes] = block + 1
+    wave.yielded[group.lanes] = lanes
 
 
 @helper

@@ -16,6 +16,7 @@ from ..errors import UnknownInstruction
 from ..module import Instruction
 from ..registry import emits, helper, instruction_type
 from ..types import PtxType
+from ..wave import Group
 
 INTEGERS = "s8 u8 s16 u16 s32 u32 s64 u64"
 
@@ -129,14 +130,46 @@ def dot_product(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"{i.parts[0]}({x}, {y}, {c}, {signs[0]}, {signs[1]}, {high})", "uint32")
 
 
+@emits("add", types="u16x2 s16x2", modifiers="")
+@emits("min", "max", types="u16x2 s16x2", modifiers="relu")
+def packed_halves(b: BlockBuilder, i: Instruction) -> None:
+    kind = integer_type(i)
+    if "relu" in i.parts and kind.name != "s16x2":
+        raise UnknownInstruction(i.opcode)
+    x, y = (b.read(o, "uint32") for o in i.operands[1:3])
+    half = "int16" if kind.name == "s16x2" else "uint16"
+    b.write(i.operands[0], f"packed_16(G, {i.parts[0]!r}, {half}, {'relu' in i.parts}, {x}, {y})", "uint32")
+
+
+@emits("mad.lo.cc", "mad.hi.cc", "madc.lo", "madc.hi", types="u32 s32 u64 s64", modifiers="cc")
+def multiply_add_carry(b: BlockBuilder, i: Instruction) -> None:
+    """A half of the product plus c, with carry-out (.cc) and, for madc, carry-in."""
+    kind = integer_type(i)
+    x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
+    if "lo" in i.parts:
+        half = f"{x} * {y}"
+    elif kind.bits == 64:
+        half = f"multiply_high_64({x}, {y})"
+    else:
+        wide = _wide(kind)
+        half = f"(({x}.astype({wide}) * {y}.astype({wide})) >> {b.constant(32, wide)}).astype({kind.numpy})"
+    _add_with_carry(b, i, b.assign(f"({half}).view({kind.carrier})"), i.operands[3], uses=i.parts[0] == "madc")
+
+
 @emits("add.cc", "addc", "sub.cc", "subc", types=INTEGERS, modifiers="cc")
 def carry_chain(b: BlockBuilder, i: Instruction) -> None:
     """The carry flag is a hidden one-bit register of the kernel."""
     dtype = integer_type(i).carrier
     uses = i.parts[0] in ("addc", "subc")
-    x, y = (b.read(o, dtype) for o in i.operands[1:3])
+    _add_with_carry(b, i, b.read(i.operands[1], dtype), i.operands[2], uses=uses)
+
+
+def _add_with_carry(b: BlockBuilder, i: Instruction, x: str, operand: str, *, uses: bool) -> None:
+    """x plus or minus the operand, and the carry flag if the instruction uses it; sets the flag if it says .cc."""
+    dtype = integer_type(i).carrier
+    y = b.read(operand, dtype)
     carry = b.read(b.carry_register(), "bool") if uses else b.constant(False, "bool")
-    name = "add_carry" if i.parts[0].startswith("add") else "subtract_borrow"
+    name = "subtract_borrow" if i.parts[0].startswith("sub") else "add_carry"
     pair = b.assign(f"{name}({x}, {y}, {carry})")
     b.write(i.operands[0], f"{pair}[0]", dtype)
     if "cc" in i.parts:
@@ -202,6 +235,14 @@ def dp2a(x: Any, y: Any, c: Any, x_signed: bool, y_signed: bool, high: bool) -> 
     for n in range(2):
         total = total + _field(x, 16 * n, 16, x_signed) * _field(y, 8 * n + 16 * high, 8, y_signed)
     return total.view(np.uint32)
+
+
+@helper
+def packed_16(group: Group, name: str, half: Any, relu: bool, x: Any, y: Any) -> Any:
+    """add, min or max of both 16-bit halves of a register."""
+    ufunc = {"add": np.add, "min": np.minimum, "max": np.maximum}[name]
+    result = ufunc(group.spread(x).view(half), group.spread(y).view(half))
+    return (np.maximum(result, half(0)) if relu else result).view(np.uint32)
 
 
 @helper

@@ -1,7 +1,10 @@
 """ld and st: global, shared, local, param, const and generic, scalar and vector, with sign or zero extension.
 
 Cache operators and eviction hints change nothing. A vector access is one element of its whole size, so its alignment
-and bounds are those of the whole.
+and bounds are those of the whole; one of 32 bytes (.v8.b32, .v4.b64 in global memory, sm_100 and later) moves as two.
+
+A load that may be part of a loop that polls (acquire, relaxed, volatile) ends its block: lanes that find the same
+value at the same address as the last time yield.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from ..types import PtxType
 from ..wave import Group
 
 _SPACE_NAMES = "global shared shared::cta shared::cluster local param param::entry const"
-_VECTORS = "v2 v4"
+_VECTORS = "v2 v4 v8"
 _HINTS = """
     ca cg cs lu cv wb wt volatile relaxed weak acquire release cta cluster gpu sys mmio
     L1::evict_normal L1::evict_unchanged L1::evict_first L1::evict_last L1::no_allocate
@@ -67,22 +70,52 @@ def _type(i: Instruction) -> PtxType:
     return kind
 
 
-@emits("ld", "ldu", modifiers=f"{_SPACE_NAMES} {_VECTORS} {_HINTS} nc")
+def _vector(b: BlockBuilder, i: Instruction, operand: str, kind: PtxType, space: str) -> list[str]:
+    """The registers of a scalar or vector operand, as many as the instruction says."""
+    registers = b.vector(operand)
+    count = next((int(part[1:]) for part in i.parts if part in _VECTORS.split()), 1)
+    nbytes = count * kind.bytes
+    if len(registers) != count or nbytes > 32 or (nbytes == 32 and space != "global"):
+        raise UnknownInstruction(i.text)
+    return registers
+
+
+_LOAD_MODIFIERS = f"{_SPACE_NAMES} {_VECTORS} {_HINTS} nc"
+
+
+@emits("ld", "ldu", modifiers=_LOAD_MODIFIERS)
 def load(b: BlockBuilder, i: Instruction) -> None:
+    _load(b, i)
+
+
+@emits("ld.acquire", "ld.relaxed", "ld.volatile", "ld.mmio", modifiers=_LOAD_MODIFIERS, ends_block=True)
+def polling_load(b: BlockBuilder, i: Instruction) -> None:
+    b.take_guard()
+    address, values = _load(b, i)
+    if not address:
+        raise UnknownInstruction(i.text)
+    b.finish_yielding(b.checked(f"seen_before(G, {address}, {values}, {b.mask}, {i.index})"))
+
+
+def _load(b: BlockBuilder, i: Instruction) -> tuple[str, str]:
+    """Emits the load; (address, name of the loaded values)."""
     kind = _type(i)
     space = state_space(i)
-    dests = b.vector(i.operands[0])
+    dests = _vector(b, i, i.operands[0], kind, space)
     if space == "param" and (name := re.match(r"\[\s*([\w$]+)", i.operands[1])) and not b.is_register(name[1]):
-        _load_parameters(b, i, dests, kind, name[1])
-        return
+        if name[1] not in b.kernel.local:
+            _load_parameters(b, i, dests, kind, name[1])
+            return "", ""
+        space = "local"
     dtype = "uint32" if space in ("shared", "local") else "uint64"
     if space == "const":
         space = "generic"
-    address = address_expression(b, i.operands[1], dtype)
+    address = b.assign(address_expression(b, i.operands[1], dtype))
     values = b.checked(f"load_{space}(G, {address}, {kind.bytes}, {len(dests)}, {b.mask}, {i.index})")
     for n, dest in enumerate(dests):
         item = f"{values}[{n}]" if kind.kind != "s" else f"{values}[{n}].view({kind.numpy})"
         b.write(dest, item, kind.numpy if kind.kind == "s" else kind.carrier)
+    return address, values
 
 
 def _load_parameters(b: BlockBuilder, i: Instruction, dests: list[str], kind: PtxType, name: str) -> None:
@@ -99,11 +132,13 @@ def _load_parameters(b: BlockBuilder, i: Instruction, dests: list[str], kind: Pt
 def store(b: BlockBuilder, i: Instruction) -> None:
     kind = _type(i)
     space = state_space(i)
+    if space == "param" and (name := re.match(r"\[\s*([\w$]+)", i.operands[0])) and name[1] in b.kernel.local:
+        space = "local"  # an argument of a call
     if space in ("param", "const"):
         raise UnknownInstruction(i.opcode)
     dtype = "uint32" if space in ("shared", "local") else "uint64"
     address = address_expression(b, i.operands[0], dtype)
-    values = [b.read(o, f"uint{kind.bits}") for o in b.vector(i.operands[1])]
+    values = [b.read(o, kind.carrier) for o in _vector(b, i, i.operands[1], kind, space)]
     b.effect(f"store_{space}(G, {address}, {kind.bytes}, ({', '.join(values)},), {b.mask}, {i.index})")
 
 
@@ -116,14 +151,14 @@ def parameter(group: Group, offset: int, dtype: Any) -> Any:
     return group.wave.parameters[offset : offset + size].view(dtype)[0]
 
 
-def _columns(elements: Array, size: int, count: int) -> Any:
+def as_columns(elements: Array, size: int, count: int) -> Any:
     """[n] elements of size * count bytes -> [count][n] of `size` bytes each."""
     if count == 1:
         return elements[None]
     return np.ascontiguousarray(elements.view(f"uint{8 * size}").reshape(-1, count).T)
 
 
-def _scatter(group: Group, columns: Any, positions: Array | None) -> Any:
+def scatter_lanes(group: Group, columns: Any, positions: Array | None) -> Any:
     """Loaded values back in the lanes that asked; the others get zeros, which the guard then ignores."""
     if positions is None:
         return columns
@@ -132,8 +167,8 @@ def _scatter(group: Group, columns: Any, positions: Array | None) -> Any:
     return full
 
 
-def _join(group: Group, values: tuple[Any, ...], size: int, positions: Array | None, unit: Any) -> Array:
-    """The stored elements of the lanes that take part, [n] of the whole access size."""
+def join_lanes(group: Group, values: tuple[Any, ...], size: int, positions: Array | None, unit: Any) -> Array:
+    """The registers of the lanes that take part in memory order, lane by lane: a vector in elements of `unit`."""
     picked = [v if v.ndim == 0 or positions is None else v[positions] for v in values]
     count = group.size if positions is None else positions.size
     if len(values) == 1:
@@ -141,7 +176,7 @@ def _join(group: Group, values: tuple[Any, ...], size: int, positions: Array | N
     joined = np.empty((count, len(values)), f"uint{8 * size}")
     for n, value in enumerate(picked):
         joined[:, n] = value
-    return joined.view(unit).reshape(count)
+    return joined.reshape(-1).view(unit)
 
 
 @helper
@@ -150,10 +185,22 @@ def load_global(group: Group, address: Any, size: int, count: int, mask: Any, in
     if address.ndim == 0 and mask is None:
         # The same address in all lanes: one element, and the result stays uniform.
         elements = global_elements(group, np.atleast_1d(address), total, None, index, "read")
-        return _columns(group.wave.memory.views[total].take(elements), size, count)[:, 0]
+        return as_columns(_take_global(group, elements, total), size, count)[:, 0]
     lanes, positions = active(group, address, mask)
     elements = global_elements(group, lanes, total, positions, index, "read")
-    return _scatter(group, _columns(group.wave.memory.views[total].take(elements), size, count), positions)
+    return scatter_lanes(group, as_columns(_take_global(group, elements, total), size, count), positions)
+
+
+def _take_global(group: Group, elements: Array, total: int) -> Array:
+    views = group.wave.memory.views
+    if total == 32:
+        return views[16].take(_halves(elements))
+    return views[total].take(elements)
+
+
+def _halves(elements: Array) -> Array:
+    """Numbers of the two 16-byte elements of each of 32 bytes."""
+    return (2 * elements[:, None] + np.arange(2)).reshape(-1)
 
 
 @helper
@@ -161,8 +208,10 @@ def store_global(group: Group, address: Any, size: int, values: tuple[Any, ...],
     total = size * len(values)
     lanes, positions = active(group, address, mask)
     elements = global_elements(group, lanes, total, positions, index, "write")
-    view = group.wave.memory.views[total]
-    view[elements] = _join(group, values, size, positions, view.dtype)
+    if total == 32:
+        elements = _halves(elements)
+    view = group.wave.memory.views[min(total, 16)]
+    view[elements] = join_lanes(group, values, size, positions, view.dtype)
 
 
 @helper
@@ -171,7 +220,7 @@ def load_shared(group: Group, address: Any, size: int, count: int, mask: Any, in
     lanes, positions = active(group, address, mask)
     elements, low, high = shared_elements(group, lanes, total, positions, index, "read")
     require_written(group, elements, total, low, high, positions, index)
-    return _scatter(group, _columns(group.wave.shared.views[total].take(elements), size, count), positions)
+    return scatter_lanes(group, as_columns(group.wave.shared.views[total].take(elements), size, count), positions)
 
 
 @helper
@@ -181,7 +230,7 @@ def store_shared(group: Group, address: Any, size: int, values: tuple[Any, ...],
     elements, low, high = shared_elements(group, lanes, total, positions, index, "write")
     if elements.size:
         view = group.wave.shared.views[total]
-        view[elements] = _join(group, values, size, positions, view.dtype)
+        view[elements] = join_lanes(group, values, size, positions, view.dtype)
         group.wave.shared.mark(elements, total, low, high)
 
 
@@ -190,7 +239,7 @@ def load_local(group: Group, address: Any, size: int, count: int, mask: Any, ind
     total = size * count
     lanes, positions = active(group, address, mask)
     elements = local_elements(group, lanes, total, positions, index, "read")
-    return _scatter(group, _columns(group.wave.local.views[total].take(elements), size, count), positions)
+    return scatter_lanes(group, as_columns(group.wave.local.views[total].take(elements), size, count), positions)
 
 
 @helper
@@ -199,7 +248,7 @@ def store_local(group: Group, address: Any, size: int, values: tuple[Any, ...], 
     lanes, positions = active(group, address, mask)
     elements = local_elements(group, lanes, total, positions, index, "write")
     view = group.wave.local.views[total]
-    view[elements] = _join(group, values, size, positions, view.dtype)
+    view[elements] = join_lanes(group, values, size, positions, view.dtype)
 
 
 @helper
@@ -211,7 +260,7 @@ def load_param(group: Group, address: Any, size: int, count: int, mask: Any, ind
         group.fail(OutOfBounds, index, int(np.argmax(lanes)), "read past the end of the kernel's parameters")
     window = lanes.astype(np.int64)[:, None] + np.arange(total)
     values = group.wave.parameters[window].view(f"uint{8 * size}")
-    return _scatter(group, np.ascontiguousarray(values.T), positions)
+    return scatter_lanes(group, np.ascontiguousarray(values.T), positions)
 
 
 _LOADS = {"global": load_global, "shared": load_shared, "local": load_local, "param": load_param}
@@ -236,3 +285,17 @@ def store_generic(group: Group, address: Any, size: int, values: tuple[Any, ...]
         if space == "param":
             group.fail(OutOfBounds, index, 0, "kernel parameters cannot be written")
         _STORES[space](group, offset, size, values, inside, index)
+
+
+@helper
+def seen_before(group: Group, address: Any, values: Any, mask: Any, index: int) -> Array:
+    """Lanes that loaded the same from the same address when they were here last; those that the guard skips do not."""
+    last: dict[int, tuple[Array, Array]] = group.wave.state.setdefault("polled", {})
+    shape = (len(values), group.wave.lanes)
+    if index not in last:
+        last[index] = np.zeros(group.wave.lanes, address.dtype), np.zeros(shape, values.dtype)
+    addresses, loaded = last[index]
+    now = np.broadcast_to(values.reshape(len(values), -1), (len(values), group.size))
+    same = (addresses[group.lanes] == address) & (loaded[:, group.lanes] == now).all(0)
+    addresses[group.lanes], loaded[:, group.lanes] = address, now
+    return same if mask is None else same & mask

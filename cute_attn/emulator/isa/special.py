@@ -69,9 +69,24 @@ def lanemask_gt(group: Group) -> Any:
     return ~lanemask_le(group)
 
 
-@special("%clock", "%clock_hi")
+@special("%clock_hi")
+def clock_high(group: Group) -> Any:
+    return _ZERO
+
+
+@special("%clock")
 def clock(group: Group) -> Any:
     return np.uint32(next(_ticks) & 0xFFFF_FFFF)
+
+
+@special("%globaltimer_lo")
+def timer_low(group: Group) -> Any:
+    return clock(group)
+
+
+@special("%globaltimer_hi")
+def timer_high(group: Group) -> Any:
+    return _ZERO
 
 
 @special("%clock64", "%globaltimer")
@@ -108,6 +123,12 @@ def one(group: Group) -> Any:
 @special("%total_smem_size")
 def shared_size(group: Group) -> Any:
     return np.uint32(group.wave.shared_bytes)
+
+
+@special("%aggr_smem_size")
+def shared_size_with_reserved(group: Group) -> Any:
+    """What the CTA occupies: its own, and the KiB that the system keeps in every CTA since sm_80."""
+    return np.uint32(group.wave.shared_bytes + 1024)
 
 
 @special("%dynamic_smem_size")

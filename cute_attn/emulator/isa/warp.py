@@ -48,7 +48,7 @@ def reduce(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], result, kind.numpy)
 
 
-@emits("match.any.sync", "match.all.sync")
+@emits("match.any.sync", "match.all.sync", types="b32 b64", modifiers="")
 def match(b: BlockBuilder, i: Instruction) -> None:
     kind = instruction_type(i.opcode)
     assert kind is not None
@@ -60,12 +60,12 @@ def match(b: BlockBuilder, i: Instruction) -> None:
         b.write(same, f"{pair}[1]", "bool")
 
 
-@emits("activemask")
+@emits("activemask", types="b32", modifiers="")
 def activemask(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], "active_lanes(G)", "uint32")
 
 
-@emits("elect.sync")
+@emits("elect.sync", modifiers="")
 def elect(b: BlockBuilder, i: Instruction) -> None:
     """The lowest lane of the member mask is the leader."""
     dest, _, leader = (part.strip() for part in i.operands[0].partition("|"))
