@@ -70,3 +70,21 @@ class UnknownAccumulation(EmulatorError):
 
 class AccumulatorInFlight(EmulatorError):
     """A register that a wgmma has yet to write is used for anything but a move or the next wgmma of the same shape."""
+
+
+class DataRace(EmulatorError):
+    """Two accesses to the same shared memory, one of them a write, that nothing orders.
+
+    Attribute: `other`, the PTX text of the earlier one; `instruction` is the later one.
+    """
+
+    other: str | None = None
+
+
+class MissingProxyFence(EmulatorError):
+    """Shared memory written through the generic proxy and accessed by the async proxy without a fence between them.
+
+    Attribute: `other`, the PTX text of the write.
+    """
+
+    other: str | None = None

@@ -149,6 +149,11 @@ class Group:
         return np.arange(self.wave.lanes)[self.lanes]
 
     @cached_property
+    def warps(self) -> Array:
+        """Numbers in the wave of the warps that have a lane here, ascending."""
+        return np.unique(self.lane_numbers >> 5)
+
+    @cached_property
     def cta(self) -> Array:
         """[size] int64: the CTA of each lane, as a number within the wave."""
         return self.wave.cta_of_lane[self.lanes]
