@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from cute_attn import jit
-from cute_attn.emulator import EmulatorError, runtime
+from cute_attn.emulator import EmulatorError, capture, runtime, settings
 from cute_attn.emulator.capture import session
 from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
-from cute_attn.emulator.errors import InvalidLaunch
+from cute_attn.emulator.errors import InvalidLaunch, OutOfBounds
 from cute_attn.emulator.launch_attributes import LaunchAttributes, read_attributes
+from cute_attn.emulator.module import parse
 
 from .mma_loop import MmaLoop, MmaLoopConfig
 from .scaled_copy import ScaledCopy, ScaledCopyConfig
@@ -135,6 +136,90 @@ def test_launch_attributes() -> None:
     attributes[0].id = 7
     with pytest.raises(EmulatorError, match="launch of name: cudaLaunchAttributeID 7"):
         read_attributes("name", config)
+
+
+@pytest.mark.parametrize(
+    ("directives", "requested", "arch", "outcome"),
+    [
+        ("", None, "sm_80", (1, 1, 1)),
+        ("", (2, 1, 1), "sm_90a", (2, 1, 1)),
+        (".explicitcluster .reqnctapercluster 2, 1, 1", None, "sm_90a", (2, 1, 1)),
+        (".explicitcluster", (1, 1, 1), "sm_90a", (1, 1, 1)),
+        (".explicitcluster", None, "sm_90a", "the launch names none"),
+        (".reqnctapercluster 2, 1, 1", (4, 1, 1), "sm_90a", r"requires \(2, 1, 1\)"),
+        (".maxclusterrank 4", (8, 1, 1), "sm_90a", "the kernel allows 4"),
+        ("", (2, 1, 1), "sm_89", "the device allows none"),
+        ("", (16, 1, 1), "sm_90a", "allows 8 without the non-portable cluster size"),
+    ],
+)
+def test_clusters(directives: str, requested: tuple | None, arch: str, outcome: tuple | str) -> None:
+    ptx = f".version 8.8\n.target sm_90a\n.address_size 64\n.visible .entry k() {directives} {{ ret; }}"
+    loaded = capture._LoadedKernel(parse(ptx)["k"], 0)
+    if isinstance(outcome, tuple):
+        assert capture._cluster(loaded, requested, device_for(arch)) == outcome
+    else:
+        with pytest.raises(InvalidLaunch, match=outcome):
+            capture._cluster(loaded, requested, device_for(arch))
+
+
+def test_a_large_cluster_has_to_be_asked_for() -> None:
+    kernel = parse(".version 8.8\n.target sm_90a\n.address_size 64\n.visible .entry k() { ret; }")["k"]
+    asked = capture._LoadedKernel(kernel, 0, large_clusters=True)
+    assert capture._cluster(asked, (16, 1, 1), device_for("sm_90a")) == (16, 1, 1)
+    with pytest.raises(InvalidLaunch, match="allows none"):
+        capture._cluster(asked, (16, 1, 1), device_for("sm_80"))
+
+
+# ---- what host code may ask for besides launches ----
+
+
+def test_device_memory() -> None:
+    """Copies and fills are checked against the allocation they lie in, and freeing twice is an error."""
+    library, pointer = ctypes.CDLL(str(runtime.runtime_library())), ctypes.c_void_p()
+    numbers = (ctypes.c_int * 4)(1, 2, 3, 4)
+    with session([], "sm_80"):
+        assert library._cudaMalloc(ctypes.byref(pointer), ctypes.c_size_t(16)) == 0
+        assert pointer.value % 256 == 0 and capture.heap().spans()[-1].start == pointer.value
+        assert library._cudaMemcpy(pointer, numbers, ctypes.c_size_t(16), 1) == 0
+        assert library._cudaMemset(pointer, 255, ctypes.c_size_t(4)) == 0
+        assert library._cudaMemcpyAsync(numbers, pointer, ctypes.c_size_t(16), 2, None) == 0
+        assert list(numbers) == [-1, 2, 3, 4]
+    with pytest.raises(OutOfBounds, match="reaches 4 bytes past allocation"), session([], "sm_80"):
+        library._cudaMemset(ctypes.c_void_p(pointer.value + 8), 0, ctypes.c_size_t(12))
+    with session([], "sm_80"):
+        assert library._cudaFree(pointer) == 0 and library._cudaFree(None) == 0
+    with pytest.raises(EmulatorError, match="freed it before"), session([], "sm_80"):
+        library._cudaFree(pointer)
+
+
+def test_streams_and_events() -> None:
+    library = ctypes.CDLL(str(runtime.runtime_library()))
+    streams, events = [ctypes.c_void_p() for _ in range(2)], [ctypes.c_void_p() for _ in range(2)]
+    milliseconds = ctypes.c_float(-1)
+    assert all(library._cudaStreamCreate(ctypes.byref(s)) == 0 for s in streams)
+    assert streams[0].value != streams[1].value
+    for event in events:
+        assert library._cudaEventCreate(ctypes.byref(event)) == 0 and library._cudaEventRecord(event, streams[0]) == 0
+    assert library._cudaEventElapsedTime(ctypes.byref(milliseconds), *events) == 0
+    assert 0 <= milliseconds.value < 1000
+    assert all(library._cudaEventDestroy(event) == 0 for event in events)
+
+
+@pytest.mark.parametrize(
+    ("arch", "threads", "shared", "ctas"),
+    [("sm_80", 128, 0, 16), ("sm_80", 100, 0, 16), ("sm_80", 128, 40 * 1024, 4), ("sm_89", 128, 0, 12)],
+)
+def test_occupancy(arch: str, threads: int, shared: int, ctas: int) -> None:
+    """2048 or 1536 threads, 164 KiB of shared memory of which every CTA costs one more than it asks for."""
+    assert device_for(arch).resident_ctas(threads, shared) == ctas
+
+
+def test_the_number_of_multiprocessors_is_a_setting() -> None:
+    library, value = ctypes.CDLL(str(runtime.runtime_library())), ctypes.c_int()
+    for wanted in (4, 132):
+        with settings(multiprocessors=wanted), session([], "sm_90a"):
+            assert library._cudaDeviceGetAttribute(ctypes.byref(value), 16, 0) == 0
+        assert value.value == wanted
 
 
 # ---- tensors ----

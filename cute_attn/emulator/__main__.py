@@ -7,9 +7,9 @@ import runpy
 import sys
 import traceback
 from collections.abc import Sequence
+from types import TracebackType
 
 from cute_attn.arch import ARCHS
-from cute_attn.emulator import foreign
 from cute_attn.emulator.capture import Settings, findings, launches, settings
 from cute_attn.emulator.errors import EmulatorError
 from cute_attn.emulator.launch import LaunchRecord
@@ -82,10 +82,18 @@ def _run(program: str, arguments: list[str], module: bool) -> int:
         return 1
     except EmulatorError:
         return 1  # reported at the end, with those that the program swallowed
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        traceback.print_exception(error.with_traceback(_from_program(error.__traceback__, program)))
         return 1
     return 0
+
+
+def _from_program(trace: TracebackType | None, program: str) -> TracebackType | None:
+    """A traceback without the frames of this module and of runpy, which come before the program's first."""
+    start = trace
+    while start is not None and start.tb_frame.f_code.co_filename != program:
+        start = start.tb_next
+    return start or trace
 
 
 def _table(records: list[LaunchRecord]) -> str:
@@ -102,7 +110,8 @@ def _table(records: list[LaunchRecord]) -> str:
     head = ["kernel", "grid", "cluster", "block", "shared", "launches", "seconds"]
     cells = [head, *([_short(key[0]), *key[1:], str(count), f"{seconds:.3f}"] for key, count, seconds in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in cells)
+    padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
+    return "\n".join("  ".join(row).rstrip() for row in padded)
 
 
 def _short(name: str, most: int = 60) -> str:
@@ -127,6 +136,8 @@ def _report(quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    from cute_attn.emulator import foreign  # brings PyTorch, which --help does without
+
     foreign.install(options.arch)
     changes = {name: getattr(options, name) for name in ("seed", "multiprocessors", "uninitialized_shared", "profile")}
     with settings(**changes):

@@ -13,6 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -47,6 +48,8 @@ def install(arch: str) -> None:
     # quack-kernels keeps compiled objects on disk, and the hooks below would not see where they come from;
     # torch.compile would write code for the GPU that is not there.
     os.environ.update(QUACK_CACHE_ENABLED="0", TORCH_COMPILE_DISABLE="1")
+    # What CUTE_DSL_KEEP brings with it, at every import.
+    warnings.filterwarnings("ignore", message="Cache is disabled as user wants to generate PTX/ASM")
     pretended_cuda.install(arch)
     _note_compiled_programs()
     _run_tvm_ffi_calls(arch)

@@ -114,6 +114,7 @@ def exposed_memory() -> list[Span]:
 
 
 _SPECIAL: dict[Any, Callable[..., Any]] = {
+    torch.device: torch.device,  # the name of a device, and nothing on it yet
     torch.Tensor.to: _to,
     torch.Tensor.cuda: _moved,
     torch.Tensor.cpu: _moved,

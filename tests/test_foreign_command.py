@@ -1,0 +1,51 @@
+"""``python -m cute_attn.emulator``: a program that believes in CUDA, run without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = str(Path(__file__).with_name("foreign_script.py"))
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "cute_attn.emulator", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_runs_the_program_and_lists_its_launches() -> None:
+    done = command("--arch", "sm_90a", "--multiprocessors", "3", "--seed", "1", SCRIPT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["device (9, 0) 3", "PASS"]
+    report = done.stderr[done.stderr.index("emulator: 2 launches in ") :].splitlines()
+    assert report[1].split() == ["kernel", "grid", "cluster", "block", "shared", "launches", "seconds"]
+    add, persistent = report[2:4]
+    assert "add_kernel" in add and "4 × 1 × 1  2 × 1 × 1  64 × 1 × 1  0       1 " in add
+    assert "persistent_kernel" in persistent and "3 × 1 × 1  1 × 1 × 1  32 × 1 × 1  0       1 " in persistent
+
+
+def test_a_finding_is_the_exit_status_even_if_the_program_goes_on() -> None:
+    done = command("--arch", "sm_90a", "--quiet", SCRIPT, "--overrun", "64", "--swallow")
+    assert done.returncode == 1
+    assert done.stdout.splitlines()[-1] == "went on after OutOfBounds"
+    assert "emulator: finding 1, OutOfBounds:" in done.stderr and "add_kernel" in done.stderr
+    assert "Traceback" not in done.stderr and "launches in" not in done.stderr
+
+
+def test_exceptions_and_exit_statuses_are_the_programs_own(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("import sys\nprint(sys.argv[1:], __name__)\nsys.exit(7) if sys.argv[1:] else print(1 / 0)\n")
+    done = command(str(program), "-x", "--seed")
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (7, "['-x', '--seed'] __main__", "")
+    done = command(str(program))
+    assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")
+    assert done.stderr.splitlines()[1] == f'  File "{program}", line 3, in <module>'  # the runner's frames are left out
+
+
+def test_help() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    assert all(word in done.stdout for word in ("--arch", "--seed", "examples:", "exit status:"))
+    assert command().returncode == 2
