@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from cute_attn.emulator.errors import DivergentWarp, Misaligned, OutOfBounds, UninitializedShared
+from cute_attn.emulator.errors import DivergentWarp, Misaligned, OutOfBounds, UninitializedShared, UnknownInstruction
 
 from .harness import run
 
 FP8 = {"e4m3": torch.float8_e4m3fn, "e5m2": torch.float8_e5m2}
 HALF = {"f16": torch.float16, "bf16": torch.bfloat16}
+SMALL = {"e3m2": (3, 2), "e2m3": (2, 3), "e2m1": (2, 1)}
 
 
 # ---- fragments (PTX ISA, "Matrix Fragments for mma.m16n8k8 / k16 / k32")
@@ -42,6 +44,12 @@ def random_matrix(kind: str, shape: tuple[int, int], rng: np.random.Generator) -
     if kind in ("s8", "u8"):
         bits = rng.integers(0, 256, shape, np.uint8)
         return bits.view(np.int8 if kind == "s8" else np.uint8).astype(np.float64), bits
+    if kind in ("s4", "u4"):
+        values = rng.integers(-8, 8, shape) if kind == "s4" else rng.integers(0, 16, shape)
+        return values.astype(np.float64), (values & 15).astype(np.uint8)
+    if kind in SMALL:
+        codes = rng.integers(0, 2 ** (sum(SMALL[kind]) + 1), shape).astype(np.uint8)
+        return np.vectorize(lambda code: small_float(kind, int(code)))(codes), codes
     if kind == "tf32":
         bits = rng.standard_normal(shape).astype(np.float32).view(np.uint32) & np.uint32(0xFFFFE000)
         return bits.view(np.float32).astype(np.float64), bits
@@ -49,6 +57,21 @@ def random_matrix(kind: str, shape: tuple[int, int], rng: np.random.Generator) -
     width = tensor.element_size()
     bits = tensor.view({1: torch.uint8, 2: torch.int16}[width]).numpy().view(f"uint{8 * width}")
     return tensor.double().numpy(), bits
+
+
+def small_float(kind: str, code: int) -> float:
+    """The value of a float without infinity and NaN whose sign is the top bit of its code."""
+    exponent_bits, mantissa_bits = SMALL[kind]
+    sign, rest = divmod(code, 2 ** (exponent_bits + mantissa_bits))
+    exponent, mantissa = divmod(rest, 2**mantissa_bits)
+    size = ((exponent > 0) + mantissa / 2**mantissa_bits) * 2.0 ** (max(exponent, 1) - 2 ** (exponent_bits - 1) + 1)
+    return -size if sign else size
+
+
+def packed(codes: np.ndarray, axis: int) -> np.ndarray:
+    """Codes of 4 bits, two to a byte along `axis`, the first one below."""
+    low, high = (np.take(codes, range(n, codes.shape[axis], 2), axis) for n in (0, 1))
+    return low | high << 4
 
 
 def fragments(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
@@ -60,7 +83,7 @@ def fragments(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> list[np.ndarray]:
     return [np.ascontiguousarray(f).view(np.uint8) for f in (fa, fb, fc)]
 
 
-def run_mma(opcode: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+def run_mma(opcode: str, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options: Any) -> np.ndarray:
     """One mma by one warp; a, b as bit patterns, c in the accumulator's dtype; D as [16, 8] of that dtype."""
     parts = fragments(a, b, c)
     data = np.zeros((32, 64), np.uint8)
@@ -76,7 +99,7 @@ def run_mma(opcode: str, a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndar
     )
     stores = "".join(f"st.global.b32 [%rd5+{48 + 4 * n}], {r};" for n, r in enumerate(regs[3]))
     operands = ", ".join("{" + ", ".join(g) + "}" for g in (regs[3], *regs[:3]))
-    run(f"mad.wide.u32 %rd5, %r50, 64, %rd0; {loads} {opcode} {operands}; {stores}", {"data": data})
+    run(f"mad.wide.u32 %rd5, %r50, 64, %rd0; {loads} {opcode} {operands}; {stores}", {"data": data}, **options)
     result = np.zeros((16, 8), c.dtype)
     out = np.ascontiguousarray(data[:, 48 : 48 + 4 * c.itemsize]).view(c.dtype)
     for lane, i in itertools.product(range(32), range(4)):
@@ -109,6 +132,82 @@ def test_integer_mma_is_exact_and_wraps(kinds, k):
     assert (got == exact.astype(np.int32)).all()
     clamped = run_mma(f"mma.sync.aligned.m16n8k{k}.row.col.satfinite.s32.{kinds}.s32", a_bits, b_bits, c)
     assert (clamped == np.clip(exact, -(2**31), 2**31 - 1)).all()
+
+
+@pytest.mark.parametrize("kinds", ["s4.s4", "u4.u4", "s4.u4", "u4.s4"])
+@pytest.mark.parametrize("k", [32, 64])
+def test_4_bit_integer_mma_is_exact_and_wraps(kinds, k):
+    rng = np.random.default_rng(k)
+    first, second = kinds.split(".")
+    a, a_codes = random_matrix(first, (16, k), rng)
+    b, b_codes = random_matrix(second, (k, 8), rng)
+    c = rng.integers(-(2**31), 2**31 - 1, (16, 8), np.int32)
+    c[0], c[1] = 2**31 - 1, -(2**31)
+    exact = a.astype(np.int64) @ b.astype(np.int64) + c
+    operands = packed(a_codes, 1), packed(b_codes, 0), c
+    got = run_mma(f"mma.sync.aligned.m16n8k{k}.row.col.s32.{kinds}.s32", *operands)
+    assert (got == exact.astype(np.int32)).all()
+    clamped = run_mma(f"mma.sync.aligned.m16n8k{k}.row.col.satfinite.s32.{kinds}.s32", *operands)
+    assert (clamped == np.clip(exact, -(2**31), 2**31 - 1)).all() and (clamped != exact).any()
+
+
+F8F6F4 = ("e4m3", "e5m2", "e3m2", "e2m3", "e2m1")
+
+
+def in_containers(kind: str, codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Codes in bytes as kind::f8f6f4 takes them, what the ISA calls padding filled with noise."""
+    if kind not in SMALL:
+        return codes
+    noise = rng.integers(0, 256, codes.shape).astype(np.uint8)
+    return noise & 0xC3 | codes << 2 if kind == "e2m1" else noise & 0xC0 | codes
+
+
+@pytest.mark.parametrize("first", F8F6F4)
+@pytest.mark.parametrize("second", F8F6F4)
+def test_mma_of_every_mix_of_8_6_and_4_bit_floats(first, second):
+    rng = np.random.default_rng(0)
+    a, a_codes = random_matrix(first, (16, 32), rng)
+    b, b_codes = random_matrix(second, (32, 8), rng)
+    operands = in_containers(first, a_codes, rng), in_containers(second, b_codes, rng)
+    c = rng.standard_normal((16, 8)).astype(np.float32)
+    got = run_mma(f"mma.sync.aligned.m16n8k32.row.col.kind::f8f6f4.f32.{first}.{second}.f32", *operands, c)
+    assert np.allclose(got, a @ b + c, rtol=1e-5, atol=1e-5)
+    half = c.astype(np.float16)
+    got = run_mma(f"mma.sync.aligned.kind::f8f6f4.m16n8k32.row.col.f16.{first}.{second}.f16", *operands, half)
+    assert np.abs(got - (a @ b + half)).max() <= np.spacing(np.abs(a @ b + half).max().astype(np.float16))
+
+
+@pytest.mark.parametrize("kinds", ["e4m3.e5m2", "e5m2.e4m3", "e4m3.e4m3"])
+@pytest.mark.parametrize("k", [16, 32])
+def test_8_bit_floats_mix_and_sum_to_f16(kinds, k):
+    rng = np.random.default_rng(k)
+    first, second = kinds.split(".")
+    (a, a_bits), (b, b_bits) = random_matrix(first, (16, k), rng), random_matrix(second, (k, 8), rng)
+    c = rng.standard_normal((16, 8)).astype(np.float16)
+    got = run_mma(f"mma.sync.aligned.m16n8k{k}.row.col.f16.{kinds}.f16", a_bits, b_bits, c)
+    assert np.allclose(got.astype(np.float64), a @ b + c, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "m16n8k16.row.col.f32.f16.bf16.f32",
+        "m16n8k16.row.col.f16.bf16.bf16.f16",
+        "m16n8k16.row.col.f32.f16.f16.f16",
+        "m16n8k16.col.row.f32.f16.f16.f32",
+        "m16n8k32.row.col.f32.f16.f16.f32",
+        "m16n8k32.row.col.f32.e2m1.e2m1.f32",
+        "m16n8k16.row.col.kind::f8f6f4.f32.e4m3.e4m3.f32",
+        "m16n8k16.row.col.satfinite.f32.f16.f16.f32",
+        "m16n8k32.row.col.kind::mxf4.f32.e2m1.e2m1.f32",
+        "m8n8k16.row.col.s32.s8.s8.s32",
+        "m16n8k16.row.col.f32.f16.f16.f32.extra",
+    ],
+)
+def test_forms_that_mma_does_not_have_are_unknown(form):
+    with pytest.raises(UnknownInstruction):
+        registers = "{%r1, %r2, %r3, %r4}"
+        run(f"mma.sync.aligned.{form} {registers}, {registers}, {{%r5, %r6}}, {registers};")
 
 
 def test_integer_mma_at_its_extremes():
@@ -333,3 +432,166 @@ def test_uniform_fragments_in_groups_of_changing_size():
     """
     run(body, {"out": out}, block=(128, 1, 1))
     assert out.tolist() == [16.0 * (warp + 1) for warp in range(4) for _ in range(32)]
+
+
+# ---- bytes and packed elements
+
+
+def test_ldmatrix_transposes_16x16_bytes():
+    """Lanes 0 to 15 name the rows of the first matrix, 16 to 31 of the second; anywhere, in any order."""
+    source = np.random.default_rng(0).integers(0, 256, (32, 16), np.uint8)
+    rows = np.random.default_rng(1).permutation(32)
+    for count in (1, 2):
+        out = np.zeros((32, 2 * count), np.uint32)
+        regs = ", ".join(f"%r{20 + n}" for n in range(2 * count))
+        body = (
+            fill_shared(4)
+            + f"""
+            bar.sync 0; mad.wide.u32 %rd6, %r50, 4, %rd1; ld.global.b32 %r4, [%rd6]; mad.lo.u32 %r4, %r4, 16, %r1;
+            ldmatrix.sync.aligned.m16n16.x{count}.trans.shared::cta.b8 {{{regs}}}, [%r4];
+            mad.wide.u32 %rd7, %r50, {8 * count}, %rd2;
+        """
+            + "".join(f"st.global.b32 [%rd7+{4 * n}], %r{20 + n};" for n in range(2 * count))
+        )
+        run(body, {"source": source, "rows": rows.astype(np.uint32), "out": out}, shared=512)
+        got = out.view(np.uint8).reshape(32, 2 * count, 4)
+        for matrix, lane, half, i in itertools.product(range(count), range(32), range(2), range(4)):
+            # row 8 * half + g and column 4t + i of the transposed matrix
+            in_memory = source[rows[16 * matrix + 4 * (lane % 4) + i]]
+            assert got[lane, 2 * matrix + half, i] == in_memory[8 * half + lane // 4]
+
+
+@pytest.mark.parametrize("form,bits", [("b4x16_p64", 4), ("b6x16_p32", 6)])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_ldmatrix_widens_packed_elements(form, bits, transposed):
+    """Only the packed elements are written to shared memory: the padding of a row is never read."""
+    rng = np.random.default_rng(bits)
+    elements = rng.integers(0, 2**bits, (32, 16))
+    source = np.zeros((32, 16), np.uint8)
+    for row in range(32):
+        whole = sum(int(element) << bits * n for n, element in enumerate(elements[row]))
+        source[row, : 2 * bits] = np.frombuffer(whole.to_bytes(2 * bits, "little"), np.uint8)
+    out = np.zeros((32, 4), np.uint32)
+    opcode = f"m16n16.x2.trans.shared.b8x16.{form}" if transposed else f"m8n16.x4.shared.b8x16.{form}"
+    body = (
+        "mov.u32 %r1, dynamic; mad.lo.u32 %r3, %r50, 16, %r1; mad.wide.u32 %rd5, %r50, 16, %rd0;"
+        + "".join(f"ld.global.b32 %r2, [%rd5+{4 * n}]; st.shared.b32 [%r3+{4 * n}], %r2;" for n in range(bits // 2))
+        + f"""
+        bar.sync 0; ldmatrix.sync.aligned.{opcode} {{%r10, %r11, %r12, %r13}}, [%r3];
+        mad.wide.u32 %rd6, %r50, 16, %rd1; st.global.v4.b32 [%rd6], {{%r10, %r11, %r12, %r13}};
+    """
+    )
+    run(body, {"source": source, "out": out}, shared=512)
+    got = out.view(np.uint8).reshape(32, 4, 4)
+    for lane, register, i in itertools.product(range(32), range(4), range(4)):
+        g, column = lane // 4, 4 * (lane % 4) + i
+        if transposed:
+            expected = elements[16 * (register // 2) + column, 8 * (register % 2) + g]
+        else:
+            expected = elements[8 * register + g, column]
+        assert got[lane, register, i] == expected
+    with pytest.raises(UninitializedShared):
+        run(body.replace("st.shared.b32 [%r3+4]", "st.shared.b32 [%r3+12]"), {"source": source, "out": out}, shared=512)
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_stmatrix_of_bytes(count):
+    """The register of a 16x8 matrix: bytes as in an accumulator; memory has the columns as rows of 16 bytes."""
+    source = np.random.default_rng(0).integers(0, 256, (32, count, 4), np.uint8)
+    rows = np.random.default_rng(1).permutation(32)
+    out = np.zeros((32, 16), np.uint8)
+    regs = ", ".join(f"%r{20 + n}" for n in range(count))
+    loads = "".join(f"ld.global.b32 %r{20 + n}, [%rd5+{4 * n}];" for n in range(count))
+    body = f"""
+        mov.u32 %r1, dynamic; mad.lo.u32 %r3, %r50, 16, %r1; mov.b32 %r9, 0;
+        st.shared.v4.b32 [%r3], {{%r9, %r9, %r9, %r9}}; bar.sync 0; mad.wide.u32 %rd5, %r50, {4 * count}, %rd0; {loads}
+        mad.wide.u32 %rd6, %r50, 4, %rd1; ld.global.b32 %r4, [%rd6]; mad.lo.u32 %r4, %r4, 16, %r1;
+        stmatrix.sync.aligned.m16n8.x{count}.trans.shared.b8 [%r4], {{{regs}}}; bar.sync 0;
+        ld.shared.v4.b32 {{%r10, %r11, %r12, %r13}}, [%r3];
+        mad.wide.u32 %rd7, %r50, 16, %rd2; st.global.v4.b32 [%rd7], {{%r10, %r11, %r12, %r13}};
+    """
+    run(body, {"source": source, "rows": rows.astype(np.uint32), "out": out}, shared=512)
+    expected = np.zeros((32, 16), np.uint8)
+    for lane, matrix, i in itertools.product(range(32), range(count), range(4)):
+        row, column = c_element(lane, i)
+        expected[rows[8 * matrix + column], row] = source[lane, matrix, i]
+    assert (out == expected).all()
+
+
+@pytest.mark.parametrize(
+    "opcode,registers",
+    [
+        ("ldmatrix.sync.aligned.m16n16.x1.shared.b8", 2),
+        ("ldmatrix.sync.aligned.m16n16.x4.trans.shared.b8", 8),
+        ("ldmatrix.sync.aligned.m16n16.x1.trans.shared.b8", 1),
+        ("ldmatrix.sync.aligned.m8n8.x1.shared.b8", 1),
+        ("ldmatrix.sync.aligned.m8n16.x1.trans.shared.b8x16.b4x16_p64", 1),
+        ("stmatrix.sync.aligned.m16n8.x1.shared.b8", 1),
+    ],
+)
+def test_forms_that_matrix_moves_do_not_have_are_unknown(opcode, registers):
+    regs = "{" + ", ".join(f"%r{10 + n}" for n in range(registers)) + "}"
+    operands = f"[%r1], {regs}" if opcode.startswith("st") else f"{regs}, [%r1]"
+    with pytest.raises(UnknownInstruction):
+        run(f"mov.u32 %r1, dynamic; {opcode} {operands};", shared=512)
+
+
+# ---- guards
+
+
+GUARDED = """
+    shr.u32 %r40, %r50, 5; setp.COMPARE.u32 %p1, %r40, LIMIT;
+    mov.u32 %r1, dynamic; mad.lo.u32 %r3, %r50, 16, %r1; mad.wide.u32 %rd5, %r50, 16, %rd0;
+    ld.global.v4.b32 {%r4, %r5, %r6, %r7}, [%rd5];
+    @%p1 stmatrix.sync.aligned.m8n8.x4.shared.b16 [%r3], {%r4, %r5, %r6, %r7};
+    @!%p1 mov.u32 %r3, 0xfffffff8;
+    mov.b32 %r10, 11; mov.b32 %r11, 12; mov.b32 %r12, 13; mov.b32 %r13, 14;
+    @%p1 ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r10, %r11, %r12, %r13}, [%r3];
+    mov.b32 %r20, %r4; mov.b32 %r21, %r5; mov.b32 %r22, %r6; mov.b32 %r23, %r7;
+    @%p1 mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32
+        {%r20, %r21, %r22, %r23}, {%r10, %r11, %r12, %r13}, {%r4, %r5}, {%r20, %r21, %r22, %r23};
+    mad.wide.u32 %rd6, %r50, 32, %rd1; st.global.v4.b32 [%rd6], {%r10, %r11, %r12, %r13};
+    st.global.v4.b32 [%rd6+16], {%r20, %r21, %r22, %r23};
+"""
+
+
+def test_guards_that_are_the_same_in_a_warp():
+    """Warps whose guard is false keep their registers, and their addresses, out of bounds here, are not looked at."""
+    source = np.random.default_rng(0).integers(0, 2**32, (96, 4), np.uint32)
+
+    def values(compare: str) -> np.ndarray:
+        out = np.zeros((3, 32, 8), np.uint32)
+        body = GUARDED.replace("COMPARE", compare).replace("LIMIT", "1")
+        run(body, {"source": source, "out": out}, block=(96, 1, 1), shared=96 * 16)
+        return out
+
+    some, every, none = values("ne"), values("ge"), values("gt")
+    assert (values("lt")[0, :, 0] != 11).any()
+    assert (some[1, :, :4] == [11, 12, 13, 14]).all() and (some[1, :, 4:] == source[32:64]).all()
+    assert (some[2] == every[2]).all() and (every[2, :, :4] == source[64:]).all()
+    assert (some[2, :, 4:] != source[64:]).any() and (none[0, :, 4:] == source[:32]).all()
+    a = every[2, :, :4].copy().view(np.uint8).reshape(32, 16)
+    b = source[64:, :2].copy().view(np.int8).reshape(32, 8)
+    left, right = np.zeros((16, 32), np.int64), np.zeros((32, 8), np.int64)
+    for lane, i in itertools.product(range(32), range(16)):
+        left[a_element(lane, i, 4)] = a[lane, i]
+    for lane, i in itertools.product(range(32), range(8)):
+        right[b_element(lane, i, 4)] = b[lane, i]
+    exact = left @ right
+    for lane, i in itertools.product(range(32), range(4)):
+        expected = exact[c_element(lane, i)] + int(source[64 + lane, i])
+        assert int(every[2, lane, 4 + i]) == expected % 2**32
+
+
+@pytest.mark.parametrize("name", ["stmatrix", "ldmatrix", "mma"])
+def test_guards_that_split_a_warp_are_divergence(name):
+    lines = GUARDED.replace("COMPARE", "ge").replace("LIMIT", "0").splitlines()
+    body = "\n".join(line.replace("@%p1", "@%p2") if f"@%p1 {name}" in line else line for line in lines)
+    out, source = np.zeros((32, 8), np.uint32), np.zeros((32, 4), np.uint32)
+    for limit, finds in (("31", True), ("32", False)):
+        text = f"setp.lt.u32 %p2, %r50, {limit};" + body
+        if finds:
+            with pytest.raises(DivergentWarp, match="executed by 31 of the 32 lanes"):
+                run(text, {"source": source, "out": out}, shared=512)
+        else:
+            run(text, {"source": source, "out": out}, shared=512)

@@ -176,7 +176,7 @@ def _rows_from_registers(words: Array, form: MatrixForm) -> Array:
         return _transposed(rows)
     if form.rearranged == "columns of bytes":
         elements = words.view(np.uint8).reshape(len(words), -1, 8, 4, 2, 2)  # register, warp, g, t, half, column parity
-        columns = np.ascontiguousarray(elements.transpose(0, 1, 3, 5, 4, 2))
+        columns = np.ascontiguousarray(elements.transpose(0, 1, 3, 5, 4, 2)).reshape(-1)
         return columns.view(np.complex128).reshape(rows.shape)
     return rows
 
