@@ -112,7 +112,7 @@ Step = Callable[[Array, Array], Array]
 _DTYPES = {"bf16": "uint16", "b128": "complex128"}
 
 
-def _dtype(element: str) -> Any:
+def element_dtype(element: str) -> Any:
     """numpy dtype of an element type in memory."""
     kinds = {"b": "uint", "u": "uint", "s": "int", "f": "float"}
     return np.dtype(_DTYPES.get(element) or kinds[element[0]] + element[1:])
@@ -131,7 +131,7 @@ _STEPS: dict[str, Step] = {
 }
 
 
-def _step(name: str, element: str, flushed: bool) -> Step:
+def reduction_step(name: str, element: str, flushed: bool) -> Step:
     """(memory, operand) -> memory. A ufunc where there is one for it."""
     if name in _STEPS:
         return _STEPS[name]
@@ -157,7 +157,7 @@ def _same_bits(a: Array, b: Array) -> Array:
     return (np.ascontiguousarray(a).view(np.uint64) == np.ascontiguousarray(b).view(np.uint64)).reshape(-1, 2).all(1)
 
 
-def _in_order(view: Array, where: Array, operand: Array, step: Step) -> Array:
+def in_order(view: Array, where: Array, operand: Array, step: Step) -> Array:
     """Applies `operand[n]` to `view[where[n]]` for n = 0, 1, ...; the old values.
 
     Elements are dealt with in rounds: the first lane of every address, then the second, and so on.
@@ -209,15 +209,15 @@ def atomic_update(
             group.fail(OutOfBounds, index, 0, f"atomic operation on {window} memory")
         offset = offset.astype(np.uint32) if window == "shared" else offset
         lanes, positions = active(group, offset, inside)
-        view, where = _place(group, window, lanes, positions, values, _dtype(element), index)
+        view, where = _place(group, window, lanes, positions, values, element_dtype(element), index)
         operand = _elements(group, values, positions, view.dtype)
         before = view[where]
         if name == "cas":
             old = _compare_and_swap(view, where, operand, _elements(group, (swap,), positions, view.dtype))
         else:
             flushed = window == "global" and name == "add" and element == "f32"
-            step = _step(name, element, flushed and (_has_tiny(operand) or _has_tiny(before)))
-            old = _in_order(view, where, operand, step)
+            step = reduction_step(name, element, flushed and (_has_tiny(operand) or _has_tiny(before)))
+            old = in_order(view, where, operand, step)
         at = slice(None) if positions is None else positions
         olds[:, at] = old.view(values[0].dtype).reshape(lanes.size, len(values)).T
         idle[at] = _same_bits(view[where], before).reshape(lanes.size, -1).all(1)
@@ -260,5 +260,5 @@ def _compare_and_swap(view: Array, where: Array, expected: Array, new: Array) ->
         olds[lanes] = old
         return np.where(_same_bits(old, expected[lanes]), new[lanes], old)
 
-    _in_order(view, where, np.arange(where.size), step)
+    in_order(view, where, np.arange(where.size), step)
     return olds
