@@ -8,6 +8,7 @@ import pytest
 from cute_attn.emulator.errors import InvalidOperand
 
 from .harness import run
+from .test_cluster import BARRIER
 from .test_mbarrier import SEEDS, wait
 
 # Each CTA counts itself in, then takes over other CTAs' work until there is none: out[i] += 1, who[i] = own number.
@@ -55,3 +56,22 @@ def test_the_first_cta_of_a_failed_cancellation_is_undefined() -> None:
     arrays = {"out": np.zeros((8, 6), np.uint32), "who": np.zeros((8, 6), np.uint32)}
     with pytest.raises(InvalidOperand, match="is_canceled first"):
         run(body, arrays, grid=(6, 8, 1), block=(1, 1, 1), shared=32)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_answer_reaches_every_cta_of_the_cluster(seed) -> None:
+    """Rank 0 asks; both CTAs wait at their own mbarrier and go on with their part of the cluster they took over."""
+    ask = "clusterlaunchcontrol.try_cancel.async.shared::cta.mbarrier::complete_tx::bytes"
+    body = PERSISTENT.format(wait=wait("16", "%r10", "again"), get=VECTOR)
+    body = body.replace(f"{ask}.b128", f"@%p2 {ask}.multicast::cluster::all.b128")
+    body = body.replace("work:", f"mov.u32 %r20, %cluster_ctarank; setp.eq.u32 %p2, %r20, 0;\n{BARRIER}\nwork:", 1)
+    body = body.replace("bra work;", f"add.u32 %r3, %r3, %r20;\n{BARRIER}\nbra work;").replace(
+        "@!%p1 bra done", "@!%p1 bra over"
+    )
+    body = body.replace("done:", f"over: {BARRIER}\ndone:")
+    out, who = np.zeros((8, 6), np.uint32), np.zeros((8, 6), np.uint32)
+    options = {"grid": (6, 8, 1), "cluster": (2, 1, 1), "block": (1, 1, 1), "shared": 32, "seed": seed}
+    run(body.replace(".aligned", ""), {"out": out, "who": who}, **options)
+    assert (out == 1).all()
+    assert len(np.unique(who)) < who.size
+    assert (who[:, 0::2] + 1 == who[:, 1::2]).all()

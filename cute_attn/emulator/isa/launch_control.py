@@ -14,7 +14,7 @@ from ..access import active, shared_elements
 from ..async_work import Transfers
 from ..codegen import BlockBuilder
 from ..errors import InvalidOperand, UnknownInstruction
-from ..memory import Array
+from ..memory import CLUSTER_SHIFT, Array
 from ..module import Instruction
 from ..registry import emits, helper
 from ..wave import Group
@@ -24,12 +24,19 @@ from .mbarrier import mbarrier_keys, shared_address
 _FIRST_CTA = "get_first_ctaid"
 
 
-@emits("clusterlaunchcontrol.try_cancel.async", modifiers="shared::cta mbarrier::complete_tx::bytes b128")
+@emits(
+    "clusterlaunchcontrol.try_cancel.async",
+    modifiers="shared::cta mbarrier::complete_tx::bytes multicast::cluster::all b128",
+)
 def try_cancel(b: BlockBuilder, i: Instruction) -> None:
-    """clusterlaunchcontrol.try_cancel.async.mbarrier::complete_tx::bytes.b128 [answer], [mbarrier]."""
+    """clusterlaunchcontrol.try_cancel.async.mbarrier::complete_tx::bytes{.multicast}.b128 [answer], [mbarrier].
+
+    With multicast the answer arrives in every CTA of the cluster, and at the mbarrier there, at the same offsets.
+    """
     dtype = "uint32" if state_space(i) == "shared" else "uint64"
     answer, barrier = (address_expression(b, operand, dtype) for operand in i.operands)
-    b.effect(f"cancel_launch(G, {answer}, {barrier}, {b.mask}, {i.index})")
+    everyone = "multicast@cluster@all" in i.parts
+    b.effect(f"cancel_launch(G, {answer}, {barrier}, {everyone}, {b.mask}, {i.index})")
 
 
 @emits("clusterlaunchcontrol.query_cancel")
@@ -50,7 +57,7 @@ def query_cancel(b: BlockBuilder, i: Instruction) -> None:
 
 
 @helper
-def cancel_launch(group: Group, answer: Any, barrier: Any, mask: Any, index: int) -> None:
+def cancel_launch(group: Group, answer: Any, barrier: Any, everyone: bool, mask: Any, index: int) -> None:
     """Takes a cluster off the launch now; the answer arrives later, with 16 bytes reported to the mbarrier."""
     wave = group.wave
     table, keys, positions = mbarrier_keys(group, barrier, mask, index, "complete_tx")
@@ -58,20 +65,27 @@ def cancel_launch(group: Group, answer: Any, barrier: Any, mask: Any, index: int
     if not keys.size:
         return
     lanes = shared_address(group, lanes, positions, index)
-    elements, low, high = shared_elements(group, lanes, 16, positions, index, "write")
     words = np.zeros((keys.size, 4), np.uint32)
     for row in words[: len(wave.queue)]:
         (gx, gy, _), first = wave.grid, int(wave.queue.popleft()[0])
         row[:] = first % gx, first // gx % gy, first // (gx * gy), 1
     data = words.view(np.complex128).reshape(-1)
+    cta, offset = table.place(keys)
+    issued = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    if everyone:
+        size = wave.cluster_size
+        ranks = np.tile(np.arange(size), keys.size)
+        cta, offset, data, issued = (np.repeat(rows, size) for rows in (cta // size * size, offset, data, issued))
+        cta = cta + ranks
+        lanes = np.repeat(lanes, size) | ((ranks + 1) << CLUSTER_SHIFT).astype(np.uint32)
+        positions = np.repeat(np.arange(group.size) if positions is None else positions, size)
+    elements, low, high = shared_elements(group, lanes, 16, positions, index, "write")
 
     def perform(rows: Array) -> None:
         wave.shared.views[16][elements[rows]] = data[rows]
         wave.shared.mark(elements[rows], 16, low, high)
 
-    issued = group.lane_numbers if positions is None else group.lane_numbers[positions]
-    cta, offset = table.place(keys)
-    table.issue(Transfers(cta, offset, np.full(keys.size, 16), issued, index, perform))
+    table.issue(Transfers(cta, offset, np.full(cta.size, 16), issued, index, perform))
 
 
 @helper
