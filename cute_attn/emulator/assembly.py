@@ -6,7 +6,7 @@ Between the two, the registered block passes may rewrite the operations (`regist
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import registry
 from .types import carrier_dtype
@@ -17,7 +17,10 @@ EXIT = 1 << 30
 
 @dataclass
 class Operation:
-    """One Python statement with the value names it reads and writes; `pure` ones vanish if nobody reads the result."""
+    """One Python statement with the value names it reads and writes; `pure` ones vanish if nobody reads the result.
+
+    `index` is that of the instruction it is a part of; it follows the statement as a comment, for findings.
+    """
 
     code: str
     reads: tuple[str, ...]
@@ -25,16 +28,30 @@ class Operation:
     family: str
     pure: bool = True
     payload: Any = None
+    index: int | None = None
+
+
+class RegisterWrite(NamedTuple):
+    """An instruction (by index) writes a register; `source` is the register whose very value it copies, if it does."""
+
+    instruction: int
+    register: int
+    source: int | None
 
 
 @dataclass
 class BlockCode:
-    """A block to be compiled: operations, what it reads first and writes (a guarded write reads first), how it ends."""
+    """A block to be compiled: operations, what it reads first and writes (a guarded write reads first), how it ends.
+
+    `writes` are in order; `notes` are what families leave for themselves.
+    """
 
     operations: list[Operation] = field(default_factory=list)
     live_in: set[int] = field(default_factory=set)
     killed: set[int] = field(default_factory=set)
     final: dict[int, tuple[str, str]] = field(default_factory=dict)
+    writes: list[RegisterWrite] = field(default_factory=list)
+    notes: list[Any] = field(default_factory=list)
     end: str = ""
     end_reads: tuple[str, ...] = ()
     successors: set[int] = field(default_factory=set)
@@ -78,10 +95,11 @@ def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool)
             dying[i].append(name)
     lines = []
     for operation, names in zip(operations, dying, strict=True):
+        code = operation.code if operation.index is None else f"{operation.code}  # {operation.index}"
         if profiled:
-            lines += ["T0 = clock()", operation.code, f"G.wave.profile({operation.family!r}, clock() - T0)"]
+            lines += ["T0 = clock()", code, f"G.wave.profile({operation.family!r}, clock() - T0)"]
         else:
-            lines.append(operation.code)
+            lines.append(code)
         if names:
             lines.append(f"del {', '.join(names)}")
     return lines

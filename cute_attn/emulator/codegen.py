@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from . import registry
-from .assembly import BlockCode, Operation
+from .assembly import BlockCode, Operation, RegisterWrite
 from .errors import UnknownInstruction
 from .module import Instruction, Kernel, split_operands
 from .types import carrier_dtype, item_bits
@@ -55,6 +55,7 @@ class BlockBuilder:
         self.instruction = instruction
         self.guard = None
         entry = registry.find(instruction.opcode)
+        first = len(self.code.operations)
         self.family = entry.family if entry else "unknown"
         try:
             if instruction.guard is not None and not registry.ends_block(instruction.opcode):
@@ -64,6 +65,8 @@ class BlockBuilder:
             entry.emit(self, instruction)
         except (UnknownInstruction, IndexError, KeyError):  # an operand too few, or one that is no register
             self.effect(f"unknown_instruction(G, {instruction.index})")
+        for operation in self.code.operations[first:]:
+            operation.index = instruction.index
 
     def new_name(self) -> str:
         self._count += 1
@@ -261,6 +264,8 @@ class BlockBuilder:
         index, width = self.kernel.registers[source], self.kernel.register_bits
         self._register(index, carrier_dtype(width[index]))
         self.bind(dest, *self._values[index])
+        if dest != "_":
+            self.code.writes[-1] = self.code.writes[-1]._replace(source=index)
 
     def bind(self, dest: str, name: str, dtype: str) -> None:
         """Gives register `dest` a value that already has a name: no statement unless a guard selects."""
@@ -274,5 +279,6 @@ class BlockBuilder:
 
     def _bind(self, index: int, name: str, dtype: str) -> None:
         self._values[index] = (name, dtype)
+        self.code.writes.append(RegisterWrite(self.instruction.index, index, None))
         self.code.killed.add(index)
         self.code.final[index] = (name, dtype)

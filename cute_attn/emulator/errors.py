@@ -88,3 +88,11 @@ class MissingProxyFence(EmulatorError):
     """
 
     other: str | None = None
+
+
+class RegisterInFlight(EmulatorError):
+    """A register that a wgmma in flight reads or writes is overwritten before the wait for that wgmma."""
+
+
+class MissingFence(EmulatorError):
+    """A wgmma without a wgmma.fence between it and what wrote its registers."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -24,7 +26,7 @@ _NAMES: dict[str, Any] = {name: getattr(np, name) for name in _NUMPY.split()}
 class Program:
     """Blocks of one kernel. `function(b)` is the callable of block b, compiled when first asked for.
 
-    `whole_warpgroups`: the blocks that only whole warpgroups run.
+    `whole_warpgroups`: the blocks that only whole warpgroups run. `derived`: what families find out about the program.
     """
 
     def __init__(self, kernel: Kernel) -> None:
@@ -42,6 +44,7 @@ class Program:
         }
         self._codes = [self._emit(number, block, targets) for number, block in enumerate(self.blocks)]
         self._live_out = _live_out(self._codes)
+        self.derived: dict[str, Any] = {}
         self._functions: dict[tuple[int, bool], Callable[..., Any]] = {}
 
     @staticmethod
@@ -63,6 +66,14 @@ class Program:
             builder.finish(f"('jump', {following})", following)
         return builder.code
 
+    def uses(self, prefix: str) -> bool:
+        """Whether an opcode begins with `prefix`."""
+        return any(instruction.opcode.startswith(prefix) for instruction in self.kernel.instructions)
+
+    def code(self, block: int) -> BlockCode:
+        """The block before it becomes Python."""
+        return self._codes[block]
+
     def source(self, block: int, *, profiled: bool = False) -> str:
         """The generated Python of a block, for reading."""
         return assemble(self._codes[block], self._live_out[block], self.kernel.register_bits, profiled=profiled)
@@ -73,9 +84,22 @@ class Program:
         if key not in self._functions:
             text = self.source(block, profiled=profiled)
             names = {**_NAMES, **registry.HELPERS, **self.constants, "clock": time.perf_counter}
-            exec(compile(text, f"<{self.kernel.name} block {block}>", "exec"), names)
+            place = f"<{self.kernel.name} block {'profiled ' if profiled else ''}{block}>"
+            exec(compile(text, place, "exec"), names)
             self._functions[key] = names["block"]
         return self._functions[key]
+
+    def instruction_at(self, trace: TracebackType | None) -> int | None:
+        """Index of the instruction in whose statement an exception was raised; None if it was none's."""
+        while trace is not None:
+            frame = trace.tb_frame
+            if frame.f_code.co_name == "block" and frame.f_code.co_filename.startswith(f"<{self.kernel.name} block"):
+                words = frame.f_code.co_filename[:-1].split()
+                text = self.source(int(words[-1]), profiled="profiled" in words).splitlines()[trace.tb_lineno - 1]
+                match = re.search(r"  # (\d+)$", text)
+                return int(match[1]) if match else None
+            trace = trace.tb_next
+        return None
 
 
 def _live_out(codes: list[BlockCode]) -> list[set[int]]:

@@ -54,6 +54,8 @@ FINISHERS: list[Callable[..., None]] = []
 """Called with the wave when its last lane has exited: what is left unfinished completes, or is reported."""
 DRIFTERS: list[Callable[..., None]] = []
 """Called with the wave now and then where the order is shuffled: asynchronous work may complete of its own accord."""
+WATCHERS: list[tuple[str, Callable[..., None]]] = []
+"""(opcode prefix, function): called with (wave, group, block) before each block, in programs with such instructions."""
 EXPLAINERS: list[Callable[..., list[str]]] = []
 """Called with the wave in a deadlock: who waits for what, a line each."""
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from . import registry
 from .assembly import EXIT
-from .errors import Deadlock
+from .errors import Deadlock, EmulatorError
 from .memory import Array
 from .program import Program
 from .wave import Wave
@@ -134,12 +134,21 @@ def run(wave: Wave, program: Program, executed: Array) -> None:
     """Runs every lane of the wave to its exit. `executed[b]` counts the lanes that ran block b."""
     profiled = wave.profile is not None
     order = _Scheduler(wave, program)
+    watchers = [watch for prefix, watch in registry.WATCHERS if program.uses(prefix)]
     with np.errstate(all="ignore"):
         while (choice := order.next()) is not None:
             block, mask = choice
             group = wave.group(mask)
             executed[block] += group.size
-            outcome: tuple[Any, ...] = program.function(block, profiled)(group, group.registers)
+            for watch in watchers:
+                watch(wave, group, block)
+            outcome: tuple[Any, ...]
+            try:
+                outcome = program.function(block, profiled)(group, group.registers)
+            except EmulatorError as error:
+                if error.instruction is None and (index := program.instruction_at(error.__traceback__)) is not None:
+                    group.fail(type(error), index, 0, str(error))
+                raise
             registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])
         for finish in registry.FINISHERS:
             finish(wave)

@@ -238,6 +238,11 @@ class Group:
         return self.size // 32
 
     @cached_property
+    def warpgroups(self) -> Array:
+        """Numbers of the warpgroups that have lanes here, ascending."""
+        return np.unique(self.wave.warpgroup_of_lane[self.lanes])
+
+    @cached_property
     def _warpgroups(self) -> Array | None:
         """Lane numbers of the first lanes of the warpgroups, if the group consists of whole warpgroups."""
         if self.size % 128:

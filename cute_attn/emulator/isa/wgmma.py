@@ -26,6 +26,7 @@ from ..wave import Group, Wave
 from .wgmma_descriptor import MatrixDescriptor, chunks
 from .wgmma_flight import Accumulators, Flight, InFlight, Multiplication, lanes_of
 from .wgmma_product import ROWS, WARPGROUP, WgmmaKind
+from .wgmma_registers import FenceNote, WgmmaNote, check_fence, note_fence
 
 _SAME = {"f16": (16, "f32 f16"), "bf16": (16, "f32"), "tf32": (8, "f32")}
 _OPCODE = re.compile(
@@ -90,7 +91,13 @@ def mma_async(b: BlockBuilder, i: Instruction) -> None:
         left = b.read(a[0], "uint64")
     right = b.read(i.operands[2], "uint64")
     names = tuple(b.new_name() for _ in dests)
-    code = f"{', '.join(names)}, = wgmma(G, {b.constant(kind)}, {c}, {left}, {right}, {adds}, {i.index})"
+    numbers = b.kernel.registers
+    note = WgmmaNote(
+        i.index, tuple(numbers[d] for d in dests), tuple(numbers[r] for r in a) if kind.a_in_registers else ()
+    )
+    check_fence(b, note)
+    b.code.notes.append(note)
+    code = f"{', '.join(names)}, = wgmma(G, {b.constant(kind)}, {c}, {left}, {right}, {adds}, {b.constant(note)})"
     b.operation(code, names, pure=False)
     for dest, name in zip(dests, names, strict=True):
         b.bind(dest, name, "uint32")
@@ -98,6 +105,7 @@ def mma_async(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("wgmma.fence.sync.aligned", modifiers="", starts_block=True, whole_warpgroups=True)
 def fence(b: BlockBuilder, i: Instruction) -> None:
+    b.code.notes.append(FenceNote(i.index))
     b.effect(f"wgmma_fence(G, {i.index})")
 
 
@@ -120,6 +128,7 @@ def wait(b: BlockBuilder, i: Instruction) -> None:
 @helper
 def wgmma_fence(group: Group, index: int) -> None:
     group.require_whole_warpgroups(index)
+    note_fence(group)
 
 
 @helper
@@ -169,9 +178,10 @@ def _descriptors(group: Group, value: Any, rows: int, mn_major: bool, k: int, in
 
 @helper
 def wgmma(
-    group: Group, kind: WgmmaKind, c: tuple[Any, ...] | None, a: Any, b: Any, adds: Any, index: int
+    group: Group, kind: WgmmaKind, c: tuple[Any, ...] | None, a: Any, b: Any, adds: Any, note: WgmmaNote
 ) -> tuple[InFlight, ...]:
     """Issues D = A · B + C or, where `adds` is false, D = A · B; D's registers, in flight."""
+    index = note.index
     leaders = group.require_whole_warpgroups(index)
     count = leaders.size
     right = _descriptors(group, b, kind.n, kind.b_major_mn, kind.k, index, "B")
@@ -196,7 +206,7 @@ def wgmma(
                 start[slot] = value if value.ndim == 0 else value[lanes]
         multiplication = Multiplication(
             kind,
-            index,
+            note,
             group,
             rows * WARPGROUP,
             leaders[rows],

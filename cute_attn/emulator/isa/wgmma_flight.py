@@ -38,6 +38,7 @@ class Flight:
         self.waited = np.zeros(wave.lanes, np.int64)
         self.waits = 0
         self._due: list[tuple[Multiplication, Array]] | None = None
+        self._outstanding: list[Multiplication] = []
         self._joins: dict[tuple[int, ...], tuple[Any, Accumulators]] = {}
 
     @classmethod
@@ -54,6 +55,11 @@ class Flight:
                 self._due.append((multiplication, rows))
 
         self.groups.issue(multiplication.leaders, perform)
+        self._outstanding.append(multiplication)
+
+    def outstanding(self) -> list[Multiplication]:
+        """Those for which some warpgroup has not waited."""
+        return self._outstanding
 
     def join(self, size: int, sources: tuple[tuple[Array, Accumulators], ...]) -> Accumulators:
         """Accumulators of several groups, at these positions of a larger one. Remembered by their identity."""
@@ -78,19 +84,25 @@ class Flight:
             multiplication.compute(rows)
         self.waited[leaders] = np.maximum(self.waited[leaders], self.groups.open[leaders] - newest)
         self.waits += 1
+        self._outstanding = [m for m in self._outstanding if not self.has_waited(m, slice(None))]
+
+    def has_waited(self, m: Multiplication, rows: Any) -> bool:
+        """Whether these warpgroups of a multiplication have waited for it."""
+        return bool((m.groups[rows] < self.waited[m.leaders[rows]]).all())
 
 
 @dataclass(eq=False)
 class Multiplication:
     """One wgmma.mma_async. Rows of all arrays are warpgroups, or their lanes.
 
-    positions: of the first lanes in the group that issued it; leaders, ctas: their numbers in the wave. a: descriptors,
-    or four registers. c: the accumulator's registers, None if it starts from zero. previous: the multiplication in
-    flight whose accumulator it continues, with its rows there. groups: number of the commit group, by warpgroup.
+    note: what `wgmma_registers` knows of the instruction. positions: of the first lanes in the group that issued it;
+    leaders, ctas: their numbers in the wave. a: descriptors, or four registers. c: the accumulator's registers, None if
+    it starts from zero. previous: the multiplication in flight whose accumulator it continues, with its rows there.
+    groups: number of the commit group, by warpgroup.
     """
 
     kind: WgmmaKind
-    index: int
+    note: Any
     group: Group
     positions: Array
     leaders: Array
@@ -108,6 +120,11 @@ class Multiplication:
     def __post_init__(self) -> None:
         self.state = np.full(len(self.ctas), _PENDING, np.int8)
         self.continued = np.zeros(len(self.ctas), bool)
+
+    @property
+    def index(self) -> int:
+        """Of the instruction."""
+        return self.note.index
 
     @property
     def name(self) -> str:
@@ -174,6 +191,13 @@ class Multiplication:
             self.result = np.zeros((len(registers), len(self.ctas) * WARPGROUP), np.uint32)
         self.result[:, lanes_of(rows)] = registers
 
+    def goes_on_from(self, other: Multiplication) -> bool:
+        """Whether this is the other one or continues its accumulator."""
+        at: Multiplication | None = self
+        while at is not None and at is not other:
+            at = at.previous
+        return at is not None
+
     def registers(self, rows: Array) -> Array:
         """Computed accumulators, [registers, lanes]."""
         assert self.result is not None
@@ -199,12 +223,11 @@ class Accumulators:
         """Whether the program has waited for all of them."""
         if not self._waited and self._known_at != self._flight.waits:
             self._known_at = self._flight.waits
-            self._waited = all(self._part_waited(m, places) for m, places, _ in self.parts)
+            self._waited = all(
+                self._flight.has_waited(m, slice(None) if places is None else places // WARPGROUP)
+                for m, places, _ in self.parts
+            )
         return self._waited
-
-    def _part_waited(self, m: Multiplication, places: Array | None) -> bool:
-        rows = slice(None) if places is None else places // WARPGROUP
-        return bool((m.groups[rows] < self._flight.waited[m.leaders[rows]]).all())
 
     def value(self, slot: int, base: Array | None) -> Array:
         """Register `slot` of the accumulators; `base` has the lanes that none of them writes."""
