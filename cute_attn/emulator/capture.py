@@ -89,12 +89,14 @@ class Settings:
                           that load rows and never use them
     accumulation:         tensor cores sum in "float32", or as the "hardware" does (see `tensor_core`; slower)
     multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
+    races:                look for accesses to shared memory that nothing orders (see `races`)
     profile:              measure seconds per instruction family (slower)
     """
 
     seed: int | None = None
     uninitialized_shared: Literal["error", "poison"] = "error"
     accumulation: Literal["float32", "hardware"] = "float32"
+    races: bool = False
     multiprocessors: int = MULTIPROCESSORS
     profile: bool = False
 

@@ -15,6 +15,8 @@ from .errors import InvalidLaunch
 from .memory import Array, GlobalMemory, Span
 from .module import Kernel
 from .program import Program, compile_kernel
+from .races import Races
+from .shadow import SharedAccesses
 from .wave import Shape, Wave
 
 WAVE_LANES = 8192
@@ -113,6 +115,7 @@ def launch(
     seed: int | None = None,
     uninitialized_shared: Literal["error", "poison"] = "error",
     accumulation: Literal["float32", "hardware"] = "float32",
+    races: bool = False,
     profile: bool = False,
 ) -> LaunchRecord:
     """Runs `kernel` to completion and returns what it did; raises an `EmulatorError` at the first finding.
@@ -122,7 +125,8 @@ def launch(
     seed: shuffles the order in which CTAs and warps are stepped, and when asynchronous work completes.
     uninitialized_shared: "error" reports reads of shared memory that nobody wrote; "poison" lets them read 0xFF
     bytes (NaN), for programs that load rows they never use. accumulation: how tensor cores sum (see `tensor_core`).
-    profile: measure seconds per instruction family (slower).
+    races: look for unordered accesses to shared memory (see `races`). profile: measure seconds per instruction family
+    (slower).
     """
     started = time.perf_counter()
     _check(kernel, grid, cluster, block, shared_bytes, parameters)
@@ -140,6 +144,7 @@ def launch(
         seconds_by_family[family] += seconds  # type: ignore[assignment]
 
     executed = np.zeros(len(program.blocks), np.int64)
+    accesses = SharedAccesses.of(kernel) if races and _shared_size(kernel, shared_bytes) else None
     while queue:
         wave = Wave(
             kernel,
@@ -157,6 +162,8 @@ def launch(
             accumulation=accumulation,
             profile=record if profile else None,
         )
+        if accesses is not None:
+            wave.races = Races(wave, accesses)
         scheduler.run(wave, program, executed)
     return LaunchRecord(
         name=kernel.name,

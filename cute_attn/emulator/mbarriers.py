@@ -149,6 +149,8 @@ class Mbarriers:
                 f"{self.wave.kernel.instructions[transfer.index].place}"
             )
         self.phase[done] += 1
+        if self.wave.races is not None:
+            self.wave.races.mbarriers.completed(done)
         self.pending[done] = self.count[done]
         waiters = self.waiters
         freed = np.isin(waiters.key, done)

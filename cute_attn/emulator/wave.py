@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import numpy as np
 
@@ -19,6 +19,9 @@ from .memory import Array, GlobalMemory, PrivateMemory, SharedMemory
 from .module import Kernel
 from .registers import RegisterWindow
 from .types import carrier_dtype
+
+if TYPE_CHECKING:
+    from .races import Races
 
 Shape = tuple[int, int, int]
 _REMEMBERED_GROUPS = 64
@@ -31,7 +34,8 @@ class Wave:
     None for the fixed one. poison: reads of shared memory that nobody wrote are let through. accumulation: how tensor
     cores sum (see `tensor_core`). profile: called with (family, seconds) after every operation. `state` is where
     families keep what they need per wave (barrier counts, fragment caches), by name. A lane that is `waiting` cannot
-    run; one that has `yielded` runs when no other can.
+    run; one that has `yielded` runs when no other can. `races` is told of all accesses to shared memory and of what
+    orders them, where races are looked for.
     """
 
     def __init__(
@@ -79,6 +83,7 @@ class Wave:
         self.yielded = np.zeros(self.lanes, bool)
         self.everyone = Group(self, slice(0, self.lanes))
         self.state: dict[str, Any] = {}
+        self.races: Races | None = None
         self._groups: dict[bytes, Group] = {}
 
     def group(self, mask: Array) -> Group:

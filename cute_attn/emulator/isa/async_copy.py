@@ -69,6 +69,8 @@ def copy_async(group: Group, dest: Any, source: Any, size: int, taken: Any, mask
         group.fail(InvalidOperand, index, worst, f"cp.async of {size} bytes with a source size of {int(taken[worst])}")
     _check_source(group, source, size, taken, positions, index)
     wave = group.wave
+    if wave.races is not None:
+        wave.races.write_later(group, elements, size, positions, index, "cp.async")
 
     def perform(rows: Array) -> None:
         some = elements[rows]
@@ -115,6 +117,8 @@ def arrive_after_copies(group: Group, address: Any, expected: bool, mask: Any, i
     if not expected:
         table.enlarge(keys)
     issued = copies.issued
+    if (races := group.wave.races) is not None:
+        races.arrive_after(group, lanes, keys, index, "cp.async")
 
     def perform(rows: Array) -> None:
         copies.wait_all(lanes[rows], issued)

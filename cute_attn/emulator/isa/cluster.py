@@ -107,6 +107,9 @@ def at_cluster_barrier(
         what = "waits at the cluster's barrier without having arrived" if waits else "arrives twice without a wait"
         group.fail(BarrierMismatch, index, position, f"a thread {what}")
     if not waits:
+        if wave.races is not None:
+            relaxed = "relaxed" in wave.kernel.instructions[index].parts
+            wave.races.arrive_at_cluster(lanes, state.arrived[lanes], relaxed=relaxed)
         state.arrived[lanes] += 1
     else:
         state.waited[lanes] += 1
@@ -125,6 +128,9 @@ def _release(wave: Wave) -> None:
     free = (state.index > 0) & (state.waited <= np.repeat(slowest, by_cluster[1]))
     state.index[free] = 0
     wave.waiting[free] = False
+    if wave.races is not None and free.any():
+        lanes = np.flatnonzero(free)
+        wave.races.leave_cluster(lanes, state.waited[lanes] - 1)
 
 
 def _explain(wave: Wave) -> list[str]:

@@ -40,17 +40,26 @@ def _lanes(group: Group, mask: Any) -> Array:
 
 @helper
 def commit_group(group: Group, kind: str, mask: Any) -> None:
-    CommitGroups.of(group.wave, kind).commit(_lanes(group, mask))
+    lanes = _lanes(group, mask)
+    CommitGroups.of(group.wave, kind).commit(lanes)
+    if (races := group.wave.races) is not None:
+        races.close_group(kind, lanes)
 
 
 @helper
 def wait_group(group: Group, kind: str, newest: int, mask: Any) -> None:
-    CommitGroups.of(group.wave, kind).wait(_lanes(group, mask), newest)
+    lanes = _lanes(group, mask)
+    CommitGroups.of(group.wave, kind).wait(lanes, newest)
+    if (races := group.wave.races) is not None:
+        races.await_groups(kind, lanes, newest)
 
 
 @helper
 def wait_all_groups(group: Group, kind: str, mask: Any) -> None:
-    CommitGroups.of(group.wave, kind).wait_all(_lanes(group, mask))
+    lanes = _lanes(group, mask)
+    CommitGroups.of(group.wave, kind).wait_all(lanes)
+    if (races := group.wave.races) is not None:
+        races.await_all(kind, lanes)
 
 
 def _drift(wave: Wave) -> None:

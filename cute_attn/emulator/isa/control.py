@@ -47,22 +47,16 @@ def trap(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"reached_trap(G, {i.index}, {b.mask})")
 
 
-_FENCES = """
-    sc acq_rel acquire release cta cluster gpu sys gl mbarrier_init proxy alias async async::generic generic::async
-    global shared::cta shared::cluster sync_restrict::shared::cta sync_restrict::shared::cluster
-    tensormap::generic generic::tensormap
-"""
 _EVICTION = "L2::evict_last L2::evict_normal L2::evict_first L2::evict_unchanged"
 
 
-@emits("membar", "fence", modifiers=_FENCES)
 @emits("prefetch", "prefetchu", modifiers=f"global local const param tensormap L1 L2 {_EVICTION}")
 @emits("applypriority", modifiers="global L2::evict_normal")
 @emits("discard", modifiers="global L2")
 @emits("griddepcontrol", modifiers="launch_dependents wait")
 @emits("pmevent", modifiers="mask")
 def nothing(b: BlockBuilder, i: Instruction) -> None:
-    """Ordering and hints: the emulator performs memory operations in program order and has no caches."""
+    """Hints: the emulator has no caches."""
 
 
 @emits("nanosleep", types="u32", modifiers="", ends_block=True)

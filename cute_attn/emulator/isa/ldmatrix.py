@@ -210,6 +210,8 @@ def _load(group: Group, address: Any, form: MatrixForm, index: int, first_warps:
             require_written(group, elements * 4 + 2, 4, low, high, lanes, index)
     else:
         require_written(group, elements, 16, low, high, lanes, index)
+    if (races := group.wave.races) is not None:
+        (races.read_by_ctas if first_warps else races.read)(group, elements, 16, lanes, index)
     rows = group.wave.shared.views[16].take(elements).reshape(form.registers, -1, 8)
     return _registers_from_rows(rows, form)
 
@@ -256,8 +258,11 @@ def matrix_store(group: Group, guard: Any, address: Any, form: MatrixForm, value
             return
         address, words = group.spread(address)[chosen], np.ascontiguousarray(words[:, chosen])
         group = group.part(chosen)
-    elements, low, high, _ = _row_elements(group, address, form.registers, index, "write")
-    group.wave.shared.views[16][elements] = _rows_from_registers(words, form).reshape(-1)
+    elements, low, high, lanes = _row_elements(group, address, form.registers, index, "write")
+    rows = _rows_from_registers(words, form).reshape(-1)
+    if (races := group.wave.races) is not None:
+        races.write(group, elements, 16, lanes, index, rows)
+    group.wave.shared.views[16][elements] = rows
     group.wave.shared.mark(elements, 16, low, high)
 
 

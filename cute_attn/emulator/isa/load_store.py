@@ -220,6 +220,8 @@ def load_shared(group: Group, address: Any, size: int, count: int, mask: Any, in
     lanes, positions = active(group, address, mask)
     elements, low, high = shared_elements(group, lanes, total, positions, index, "read")
     require_written(group, elements, total, low, high, positions, index)
+    if (races := group.wave.races) is not None:
+        races.read(group, elements, total, positions, index)
     return scatter_lanes(group, as_columns(group.wave.shared.views[total].take(elements), size, count), positions)
 
 
@@ -230,7 +232,10 @@ def store_shared(group: Group, address: Any, size: int, values: tuple[Any, ...],
     elements, low, high = shared_elements(group, lanes, total, positions, index, "write")
     if elements.size:
         view = group.wave.shared.views[total]
-        view[elements] = join_lanes(group, values, size, positions, view.dtype)
+        content = join_lanes(group, values, size, positions, view.dtype)
+        if (races := group.wave.races) is not None:
+            races.write(group, elements, total, positions, index, content)
+        view[elements] = content
         group.wave.shared.mark(elements, total, low, high)
 
 

@@ -167,6 +167,8 @@ def mbarrier_init(group: Group, address: Any, count: Any, mask: Any, index: int)
     elements, low, high = shared_elements(
         group, shared_address(group, lanes, positions, index), 8, positions, index, "write"
     )
+    if (races := group.wave.races) is not None:
+        races.initialize(group, keys, positions, index)
     group.wave.shared.mark(elements, 8, low, high)
     table.initialize(keys, counts)
 
@@ -181,6 +183,8 @@ def mbarrier_inval(group: Group, address: Any, mask: Any, index: int) -> None:
 def mbarrier_bytes(group: Group, address: Any, amount: Any, expected: bool, mask: Any, index: int) -> None:
     table, keys, positions = mbarrier_keys(group, address, mask, index, "expect_tx" if expected else "complete_tx")
     if keys.size:
+        if (races := group.wave.races) is not None:
+            races.arrive(group, keys, positions, index)
         with _attributed(group, positions, index):
             (table.expect if expected else table.report)(keys, _of_lanes(group, amount, positions).astype(np.int64))
 
@@ -192,6 +196,8 @@ def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: str, mask: An
     state = np.zeros(group.size, np.uint64)
     if not keys.size:
         return state
+    if (races := group.wave.races) is not None:
+        races.arrive(group, keys, positions, index)
     amounts = _of_lanes(group, amount, positions).astype(np.int64)
     before = (table.phase[keys].astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
     with _attributed(group, positions, index):
@@ -244,6 +250,8 @@ def wait_at(
     else:
         target = (value >> np.uint64(32)).astype(np.int64)
         complete = phase > target
+    if wave.races is not None:
+        wave.races.test_barriers(group, keys, positions, index, complete)
     go = complete.copy()
     if blocking:
         go |= table.waiters.expired[lanes]

@@ -1,0 +1,508 @@
+"""The race detector: accesses to shared memory that nothing orders, on whatever schedule they are met.
+
+Two accesses to the same bytes by different agents (see `clocks`), one of them a write, need a chain of barriers, waits
+and fences between them. The detector follows the chain and not the order in which the emulator happens to step, so it
+finds a missing one also where the values come out right. An asynchronous operation accesses memory from its
+instruction on until somebody has waited for it, and is entered when it is issued.
+
+The unit is the warp: what the lanes of one warp do to each other is not looked at. Two warps that write the same value
+do not race. Global memory is not looked at.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from .clocks import (
+    AGENT_SHIFT,
+    ASYNC_PROXY,
+    BARRIER_INIT,
+    HAPPENS_BEFORE,
+    INSTRUCTION,
+    OWN,
+    Clocks,
+    MbarrierClocks,
+    ObjectClocks,
+)
+from .errors import DataRace, MissingProxyFence
+from .memory import Array
+from .shadow import ShadowMemory, SharedAccesses
+from .wave import Group, Wave
+
+NAMED_BARRIERS = 16
+_GENERIC = ("warp", "strong", "cp.async")
+"""Agents of the generic proxy; copies that report to mbarriers, bulk copies and wgmma belong to the async proxy."""
+_WAITS = {"cp.async": "cp.async.wait_group", "bulk": "cp.async.bulk.wait_group", "wgmma": "wgmma.wait_group"}
+_SHIFT = np.uint64(AGENT_SHIFT)
+
+
+@dataclass(frozen=True)
+class _Access:
+    """One instruction's accesses: elements [n, m] of `nbytes`, and for each n the lane whose warp must know of earlier
+    accesses, and the stamp of these.
+
+    together: so many warps, this one the first, have to know. data [n]: what a write of the generic proxy will write.
+    """
+
+    group: Group
+    index: int
+    lanes: Array
+    stamps: Array
+    kind: str
+    elements: Array
+    nbytes: int
+    data: Array | None = None
+    together: int = 1
+
+
+class Races:
+    """What the wave's warps know, what they last did to its shared memory, and the objects at which they meet.
+
+    `named` [CTA * 16 + number], `cluster` [cluster * 2 + parity] and `strong` [cluster] are clocks of barriers and of
+    acquire and release accesses; `mbarriers` go by key.
+    """
+
+    def __init__(self, wave: Wave, accesses: SharedAccesses) -> None:
+        self.wave = wave
+        self.accesses = accesses
+        self.clocks = Clocks(wave, accesses.barriers)
+        self.agents = self.clocks.agents
+        self.shadow = ShadowMemory(wave.shared, accesses.granule, self.agents)
+        clusters = len(wave.ctas) // wave.cluster_size
+        self.named = ObjectClocks(self.clocks, len(wave.ctas) * NAMED_BARRIERS)
+        self.cluster = ObjectClocks(self.clocks, 2 * clusters)
+        self.strong = ObjectClocks(self.clocks, clusters)
+        self.mbarriers = MbarrierClocks(self.clocks, wave.shared.stride // 8, accesses.barriers)
+        self._last = {verb: np.zeros((clusters, self.clocks.count), np.uint64) for verb in ("read", "write")}
+
+    # ---- accesses by instructions of warps
+
+    def read(self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int) -> None:
+        """The lanes of the group, or those at `positions`, read an element each."""
+        if not elements.size:
+            return
+        if index in self.accesses.strong:
+            self._strong(group, elements, nbytes, positions, index, writes=False)
+        else:
+            self._read(self._access(group, _lanes(group, positions), elements, nbytes, index, "warp"))
+
+    def write(
+        self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int, data: Array
+    ) -> None:
+        """The same for writes of `data`, which are still to be done."""
+        if not elements.size:
+            return
+        if index in self.accesses.strong:
+            self._strong(group, elements, nbytes, positions, index, writes=True)
+        else:
+            self._write(self._access(group, _lanes(group, positions), elements, nbytes, index, "warp", data))
+
+    def read_by_ctas(self, group: Group, elements: Array, nbytes: int, positions: Array, index: int) -> None:
+        """As `read` for positions in the first of the group's warps in each CTA: all of them read these elements."""
+        for warp in range(group.warps_per_cta):
+            self.read(group, elements, nbytes, positions + 32 * warp, index)
+
+    def update(self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int) -> None:
+        """An atomic read and write."""
+        if elements.size:
+            self._strong(group, elements, nbytes, positions, index, writes=True)
+
+    def _strong(
+        self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int, *, writes: bool
+    ) -> None:
+        """An access that races with no other of its kind, and may acquire and release."""
+        parts = self.wave.kernel.instructions[index].parts
+        lanes = _lanes(group, positions)
+        clusters = self.agents.cluster_of_warp[lanes >> 5]
+        access = self._access(group, lanes, elements, nbytes, index, "strong")
+        (self._write if writes else self._read)(access)
+        if not writes or parts[0] == "atom":
+            self.strong.acquire(lanes, clusters, relaxed=not {"acquire", "acq_rel"}.intersection(parts))
+        if writes:
+            self.strong.release(lanes, clusters, relaxed=not {"release", "acq_rel"}.intersection(parts))
+
+    # ---- asynchronous operations
+
+    def write_later(
+        self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int, kind: str
+    ) -> None:
+        """Operations of these lanes write an element each, through the generic proxy, until their group is awaited."""
+        if elements.size:
+            self._write(self._access(group, _lanes(group, positions), elements, nbytes, index, kind))
+
+    def read_later(
+        self,
+        group: Group,
+        lanes: Array,
+        elements: Array,
+        nbytes: int,
+        index: int,
+        kind: str,
+        *,
+        used: Array | None = None,
+        together: int = 1,
+    ) -> None:
+        """Operations of these lanes [n] read elements [n, m] through the async proxy until their group is awaited.
+
+        used: which of the elements. together: operations of so many warps, the lane's the first.
+        """
+        elements, row = _rows(elements, used)
+        if elements.size:
+            access = self._access(group, lanes[row], elements, nbytes, index, kind)
+            access = replace(access, together=together)
+            self._read(access)
+            self._require_fence(access)
+
+    def transfer(
+        self,
+        group: Group,
+        lanes: Array,
+        keys: Array,
+        index: int,
+        *,
+        reads: tuple[Array, int, Array | None] | None = None,
+        writes: tuple[Array, int, Array | None] | None = None,
+        proxy: bool = True,
+    ) -> None:
+        """Copies of these lanes [n] that report to mbarriers, and what they access until the phase completes.
+
+        reads, writes: (elements [n, m], their bytes, which of them). proxy: whether it is the async proxy that copies.
+        """
+        self.use_barriers(group, lanes, keys, index, proxy=proxy)
+        stamps = self.mbarriers.stamps(keys) | np.uint64(index & INSTRUCTION)
+        for place, enter in ((reads, self._read), (writes, self._write)):
+            if place is None:
+                continue
+            elements, row = _rows(place[0], place[2])
+            if elements.size:
+                access = _Access(group, index, lanes[row], stamps[row], "mbarrier", elements, place[1])
+                if proxy:
+                    self._require_fence(access)
+                enter(access)
+        self.mbarriers.pending.release(lanes, self.mbarriers.objects(keys))
+
+    def close_group(self, kind: str, lanes: Array) -> None:
+        self.clocks.close(kind, _warps(lanes))
+
+    def await_groups(self, kind: str, lanes: Array, newest: int) -> None:
+        self.clocks.await_groups(kind, _warps(lanes), newest)
+
+    def await_all(self, kind: str, lanes: Array) -> None:
+        self.clocks.await_all(kind, _warps(lanes))
+
+    # ---- barriers and fences
+
+    def arrive_at_named(self, lanes: Array, ctas: Array, numbers: Array) -> None:
+        self.named.release(lanes, ctas * NAMED_BARRIERS + numbers)
+
+    def leave_named(self, lanes: Array, ctas: Array, number: int) -> None:
+        """The barrier of that number is complete in these CTAs: the lanes that waited for it go on."""
+        self.named.acquire(lanes, self.wave.cta_of_lane[lanes] * NAMED_BARRIERS + number)
+        self.named.reset(ctas * NAMED_BARRIERS + number)
+
+    def arrive_at_cluster(self, lanes: Array, generation: Array, *, relaxed: bool) -> None:
+        """generation: how often each lane has arrived before."""
+        self.cluster.release(lanes, self._cluster_objects(lanes, generation), relaxed=relaxed)
+
+    def leave_cluster(self, lanes: Array, generation: Array) -> None:
+        self.cluster.acquire(lanes, self._cluster_objects(lanes, generation))
+
+    def _cluster_objects(self, lanes: Array, generation: Array) -> Array:
+        # Who arrives for the second time after a generation has learnt all of it, so two objects serve them all.
+        return self.agents.cluster_of_warp[lanes >> 5] * 2 + generation % 2
+
+    def fence(self, lanes: Array) -> None:
+        self.clocks.fence(_warps(lanes))
+
+    def fence_proxy(self, lanes: Array, *, barriers_only: bool = False) -> None:
+        self.clocks.fence_proxy(_warps(lanes), barriers_only=barriers_only)
+
+    # ---- mbarriers
+
+    def initialize(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
+        """mbarrier.init: a write of the barrier's 8 bytes, and a new barrier."""
+        self._write(self._access(group, _lanes(group, positions), keys, 8, index, "warp"))
+        self.mbarriers.initialize(keys)
+
+    def use_barriers(self, group: Group, lanes: Array, keys: Array, index: int, *, proxy: bool = False) -> None:
+        """An operation on mbarriers, whose initialisation has to be known to these lanes' warps."""
+        access = self._access(group, lanes, keys, 8, index, "warp")
+        self._check_writes(access, "use")
+        if proxy:
+            self._require_fence(access, BARRIER_INIT)
+
+    def arrive(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
+        """An arrival of the lanes of the group, or of those at `positions`, or what comes before one: expect_tx."""
+        lanes = _lanes(group, positions)
+        self.use_barriers(group, lanes, keys, index)
+        relaxed = "relaxed" in self.wave.kernel.instructions[index].parts
+        self.mbarriers.pending.release(lanes, self.mbarriers.objects(keys), relaxed=relaxed)
+
+    def arrive_after(self, group: Group, lanes: Array, keys: Array, index: int, kind: str) -> None:
+        """An arrival that comes when what these lanes have issued is complete."""
+        self.use_barriers(group, lanes, keys, index)
+        self.mbarriers.await_engine(kind, lanes, keys)
+        self.mbarriers.pending.release(lanes, self.mbarriers.objects(keys))
+
+    def test_barriers(self, group: Group, keys: Array, positions: Array | None, index: int, passed: Array) -> None:
+        """A test or wait, which finds the phase complete where `passed`."""
+        lanes = _lanes(group, positions)
+        self.use_barriers(group, lanes, keys, index)
+        if passed.any():
+            relaxed = "relaxed" in self.wave.kernel.instructions[index].parts
+            objects = self.mbarriers.objects(keys[passed])
+            self.mbarriers.complete.acquire(lanes[passed], objects, relaxed=relaxed)
+
+    # ---- the rules
+
+    def _access(
+        self,
+        group: Group,
+        lanes: Array,
+        elements: Array,
+        nbytes: int,
+        index: int,
+        kind: str,
+        data: Array | None = None,
+    ) -> _Access:
+        stamps = self.clocks.stamps(kind, lanes >> 5) | np.uint64(index & INSTRUCTION)
+        elements = elements if elements.ndim == 2 else elements[:, None]
+        return _Access(group, index, lanes, stamps, kind, elements, nbytes, data)
+
+    def _read(self, access: _Access) -> None:
+        self._check_writes(access, "read")
+        self._note_last("read", access)
+        agents = (access.stamps >> _SHIFT).view(np.int64)
+        size = self.agents.cluster_size
+        local = agents if size == 1 else agents // size
+        if access.kind in OWN:
+            rows, count = local - OWN.index(access.kind) * self.agents.warps, self.agents.warps
+        else:
+            rows, count = local - self.agents.fixed, self.mbarriers.columns
+        shadow, nbytes = self.shadow, access.nbytes
+        relative = 0 if size == 1 else (agents - access.elements[:, 0] * nbytes // self.wave.shared.stride) % size
+        if not np.any(relative):
+            shadow.note_read(shadow.reads_by(0, access.kind, count), rows, access.elements, nbytes, access.stamps)
+            return
+        for other in np.unique(relative).tolist():
+            some = relative == other
+            readers = shadow.reads_by(other, access.kind, count)
+            shadow.note_read(readers, rows[some], access.elements[some], nbytes, access.stamps[some])
+
+    def _write(self, access: _Access) -> None:
+        self._check_writes(access, "write")
+        self._check_reads(access)
+        self._note_last("write", access)
+        self.shadow.note_write(access.elements, access.nbytes, access.stamps)
+        self._check_each_other(access)
+
+    def _note_last(self, verb: str, access: _Access) -> None:
+        """Keeps the newest stamp of every agent: of whom everything is known, nothing has to be looked up."""
+        last = self._last[verb]
+        if last.shape[1] < self.clocks.count:
+            more = np.zeros((last.shape[0], self.clocks.count - last.shape[1]), np.uint64)
+            last = self._last[verb] = np.concatenate([last, more], axis=1)
+        if access.kind in OWN:  # of all warps of the group: one too many does no harm
+            warps = access.group.warps
+            stamps = self.clocks.stamps(access.kind, warps)
+        else:
+            warps, stamps = access.lanes >> 5, access.stamps
+        last[self.agents.cluster_of_warp[warps], (stamps >> _SHIFT).view(np.int64)] = stamps | np.uint64(INSTRUCTION)
+
+    def _suspects(self, verb: str, access: _Access, plane: int = HAPPENS_BEFORE) -> Array:
+        """Agents of which some warp of the group does not know everything."""
+        warps = access.group.warps
+        known = self.clocks.known[plane] if access.group.is_whole else self.clocks.known[plane, warps]
+        last = self._last[verb]
+        unknown: Array = (known[:, : last.shape[1]] < last[self.agents.cluster_of_warp[warps]]).any(0)
+        return np.flatnonzero(unknown)
+
+    def _unknown(self, access: _Access, stamps: Array, plane: int = HAPPENS_BEFORE) -> Array:
+        """Which of the stamps [n, granules] the warps of the access do not know."""
+        agents = (stamps >> _SHIFT).view(np.int64)
+        known = self.clocks.known[plane].reshape(-1)
+        unknown = np.zeros(stamps.shape, bool)
+        for warp in range(access.together):
+            first = ((access.lanes >> 5) + warp) * self.clocks.count
+            unknown |= stamps > known.take(agents + first[:, None])
+        return unknown
+
+    def _earlier(self, access: _Access, table: Array) -> Array:
+        """The stamps of what the access touches [n, granules]; one for all, where an n has the same everywhere."""
+        stamps = self.shadow.last(table, access.elements, access.nbytes)
+        return stamps[:, :1] if stamps.shape[1] > 4 and (stamps == stamps[:, :1]).all() else stamps
+
+    def _check_writes(self, access: _Access, verb: str) -> None:
+        if not self._suspects("write", access).size:
+            return
+        stamps = self._earlier(access, self.shadow.writes)
+        unknown = self._unknown(access, stamps)
+        if unknown.any():
+            unknown &= ~self._harmless(access, stamps)
+            if unknown.any():
+                self._report(access, unknown, stamps, verb, "write")
+
+    def _check_reads(self, access: _Access) -> None:
+        suspects = self._suspects("read", access)
+        if not suspects.size:
+            return
+        wanted = {(kind, row) for kind, _, row in map(self.agents.identify, suspects.tolist())}
+        for (_, kind), readers in self.shadow.readers.items():
+            if kind == access.kind == "strong":
+                continue
+            for row in sorted(readers.used):
+                if (kind, row) in wanted:
+                    stamps = self._earlier(access, readers.stamps[row])
+                    if (unknown := self._unknown(access, stamps)).any():
+                        self._report(access, unknown, stamps, "write", "read")
+
+    def _kinds(self, stamps: Array) -> Array:
+        """Per stamp the number of its agent's kind in OWN; what follows stands for the copies that report."""
+        return (stamps >> _SHIFT).view(np.int64) // (self.agents.cluster_size * self.agents.warps)
+
+    def _harmless(self, access: _Access, stamps: Array) -> Array:
+        """Where the earlier write was one of a kind with this access, or wrote what is written now."""
+        kinds = self._kinds(stamps)
+        if access.kind == "strong":
+            return kinds == OWN.index("strong")
+        if access.data is None:
+            return np.zeros(stamps.shape, bool)
+        old = self.wave.shared.views[access.nbytes].take(access.elements[:, 0])
+        same = _bytes(old, stamps.shape) == _bytes(access.data, stamps.shape)
+        return same.all(2) & (kinds == OWN.index("warp"))
+
+    def _check_each_other(self, access: _Access) -> None:
+        """Two warps' writes of one instruction to the same place."""
+        stamps = self._earlier(access, self.shadow.writes)
+        others = (stamps ^ access.stamps[:, None]) >> _SHIFT != 0
+        if access.kind == "strong" or not others.any():
+            return
+        if access.data is not None:
+            unique, place = np.unique(access.elements[:, 0], return_inverse=True)
+            written = np.zeros(unique.size, access.data.dtype)
+            written[place] = access.data
+            others &= (_bytes(written[place], stamps.shape) != _bytes(access.data, stamps.shape)).any(2)
+            if not others.any():
+                return
+        self._report(access, others, stamps, "write", "write")
+
+    def _require_fence(self, access: _Access, plane: int = ASYNC_PROXY) -> None:
+        """What the generic proxy has written has to be visible to the async proxy."""
+        if not np.any(self.agents.is_kind(self._suspects("write", access, plane), _GENERIC)):
+            return
+        stamps = self._earlier(access, self.shadow.writes)
+        unknown = self._unknown(access, stamps, plane) & (self._kinds(stamps) <= OWN.index(_GENERIC[-1]))
+        if not unknown.any():
+            return
+        n, granule = np.unravel_index(int(np.argmax(unknown)), unknown.shape)
+        stamp = int(stamps[n, granule])
+        what = "accesses" if plane == ASYNC_PROXY else "reports to"
+        thing = "shared memory" if plane == ASYNC_PROXY else "the mbarrier"
+        fence = "fence.proxy.async" if plane == ASYNC_PROXY else "fence.mbarrier_init (or fence.proxy.async)"
+        self._fail(
+            MissingProxyFence,
+            access,
+            int(n),
+            stamp,
+            f"the async proxy {what} {thing} at {self._where(access, int(n), int(granule))}, which "
+            f"{self._who(access, int(n), stamp)} wrote through the generic proxy by {self._instruction(stamp)}; no "
+            f"{fence} lies between",
+        )
+
+    # ---- reports
+
+    def _report(self, access: _Access, unknown: Array, stamps: Array, verb: str, earlier: str) -> None:
+        n, granule = (int(x) for x in np.unravel_index(int(np.argmax(unknown)), unknown.shape))
+        stamp = int(stamps[n, granule])
+        verb = "operation on the mbarrier" if verb == "use" else f"{verb} of shared memory"
+        self._fail(
+            DataRace,
+            access,
+            n,
+            stamp,
+            f"{verb} at {self._where(access, n, granule)}, {access.nbytes} bytes, races with its {earlier} by "
+            f"{self._who(access, n, stamp)}, {self._instruction(stamp)}: {self._missing(access, n, stamp)} "
+            f"({int(unknown.any(1).sum())} accesses in all)",
+        )
+
+    def _fail(self, error: type[DataRace | MissingProxyFence], access: _Access, n: int, stamp: int, what: str) -> None:
+        position = int(np.searchsorted(access.group.lane_numbers, access.lanes[n]))
+        position = min(position, access.group.size - 1)
+        try:
+            access.group.fail(error, access.index, position, what)
+        except error as finding:
+            finding.other = self.wave.kernel.instructions[stamp & INSTRUCTION].text
+            raise
+
+    def _instruction(self, stamp: int) -> str:
+        return self.wave.kernel.instructions[stamp & INSTRUCTION].place
+
+    def _where(self, access: _Access, n: int, granule: int) -> str:
+        stride = self.wave.shared.stride
+        element, part = divmod(granule, max(access.nbytes // self.shadow.granule, 1))
+        byte = int(access.elements[n, element]) * access.nbytes + part * self.shadow.granule
+        return f"offset {byte % stride:#x} of CTA {self._cta(byte // stride)}"
+
+    def _cta(self, cta: int) -> tuple[int, int, int]:
+        return self.wave.locate(cta * self.wave.cta_lanes)[0]
+
+    def _owner(self, access: _Access, n: int, stamp: int) -> tuple[str, int, int]:
+        """(kind, CTA of the wave, warp of the CTA or column of the mbarrier) of the stamp's agent."""
+        kind, rank, number = self.agents.identify(stamp >> AGENT_SHIFT)
+        cluster = int(self.agents.cluster_of_warp[access.lanes[n] >> 5])
+        return kind, cluster * self.agents.cluster_size + rank, number
+
+    def _who(self, access: _Access, n: int, stamp: int) -> str:
+        kind, cta, number = self._owner(access, n, stamp)
+        place = f" of CTA {self._cta(cta)}"
+        if kind == "mbarrier":
+            offset = self.mbarriers.slot_of_column[number] * 8
+            return f"a copy that reports to the mbarrier at {offset:#x}{place}"
+        names = {
+            "warp": f"warp {number}",
+            "strong": f"warp {number}",
+            "cp.async": f"a copy of warp {number}",
+            "bulk": f"a bulk copy of warp {number}",
+            "wgmma": f"the wgmma of warps {number} to {number + 3}",
+        }
+        return names[kind] + place
+
+    def _missing(self, access: _Access, n: int, stamp: int) -> str:
+        kind, cta, number = self._owner(access, n, stamp)
+        if kind in ("warp", "strong"):
+            return "no barrier orders them"
+        if kind == "mbarrier":
+            return "no wait for that phase of the mbarrier lies between"
+        warp = cta * self.agents.warps + number
+        wait = _WAITS[kind]
+        agent = stamp >> AGENT_SHIFT
+        if warp == int(access.lanes[n] >> 5):
+            return f"{wait} is missing, or lets too many groups be in flight"
+        if int(self.clocks.known[HAPPENS_BEFORE, warp, agent]) >= stamp:
+            return f"no barrier orders this after its {wait}"
+        return f"{wait} by the issuing warp, and a barrier after it, are missing"
+
+
+def _lanes(group: Group, positions: Array | None) -> Array:
+    return group.lane_numbers if positions is None else group.lane_numbers[positions]
+
+
+def _rows(elements: Array, used: Array | None) -> tuple[Array, Array]:
+    """Elements [n, m] and the n of each row of them; single elements where not all are used."""
+    if used is None or used.all():
+        return elements, np.arange(len(elements))
+    return elements[used][:, None], np.nonzero(used)[0]
+
+
+def _warps(lanes: Array) -> Array:
+    """The warps that have one of these lanes, which ascend, or nearly."""
+    warps = lanes >> 5
+    changes = np.flatnonzero(warps[1:] != warps[:-1]) + 1
+    return np.unique(np.concatenate([warps[:1], warps[changes]]))
+
+
+def _bytes(elements: Array, shape: tuple[int, ...]) -> Array:
+    """[n, granules per access, bytes of a granule]"""
+    return np.ascontiguousarray(elements).view(np.uint8).reshape(*shape, -1)
