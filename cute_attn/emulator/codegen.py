@@ -129,6 +129,13 @@ class BlockBuilder:
         """Ends the block; the lanes for which the value `lanes` is true run again when no others can."""
         self.finish(f"('yield', {lanes})", self.number + 1)
 
+    def written_after_block(self, dest: str) -> int:
+        """The number of a register that the action at the block's end writes."""
+        index = self.kernel.registers[dest]
+        if self.instruction.guard is None:
+            self.code.killed.add(index)
+        return index
+
     # ---- reading
 
     def take_guard(self) -> None:

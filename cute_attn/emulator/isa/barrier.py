@@ -1,100 +1,132 @@
-"""Named barriers of a CTA: bar and barrier, .sync and .arrive, with and without a thread count.
+"""Named barriers of a CTA: bar and barrier, .sync, .arrive and .red, with and without a thread count.
 
 A thread count counts whole warps: the lanes that a warp's end of the block leaves empty, or that have exited, arrive
-with the others of their warp.
+with the others of their warp. A barrier is complete when its count is reached, also by arrivals alone, and then starts
+anew (PTX ISA, "bar, barrier"). What the ISA leaves undefined is a finding: other counts, or another kind of barrier,
+than those who are there have given; a warp that arrives twice; more warps than the count; arrivals at a barrier that
+is never completed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from ..assembly import EXIT
 from ..codegen import BlockBuilder
-from ..errors import DivergentWarp, InvalidOperand
+from ..errors import BarrierMismatch, DivergentWarp, InvalidOperand
 from ..memory import Array
 from ..module import Instruction
-from ..registry import EXPLAINERS, WAKERS, action, emits
+from ..registry import EXPLAINERS, FINISHERS, WAKERS, action, emits
 from ..wave import Group, Wave
 
 BARRIERS = 16
+_KINDS = ("sync", "red.popc", "red.and", "red.or")
 
 
-@dataclass
 class NamedBarriers:
-    """Per CTA and barrier: arrivals that do not wait, the expected count (0: every thread); per lane: where it waits.
+    """What a wave's barriers know, by CTA and number, and where lanes wait.
 
-    `at` is a barrier's number, or -1.
-
-    `reading` is the index of the bar instruction at which a lane waits, for reports.
+    [ctas, 16]: `arrived`, arrivals that do not wait, of the phase that is being filled; `expected`, its thread count
+    (0: every thread, -1: nobody has come yet); `kind`, of `_KINDS`; `warps`, a bit for each warp that has come; `last`,
+    the instruction that came last; `completed`, whether the barrier has been complete at any time.
+    [lanes]: `at`, the barrier where a lane waits or -1, `reading`, the instruction there, and `votes`, its predicate.
     """
 
-    arrived: Array
-    expected: Array
-    at: Array
-    reading: Array
+    def __init__(self, wave: Wave) -> None:
+        shape = (len(wave.ctas), BARRIERS)
+        self.arrived, self.kind, self.warps, self.last = np.zeros((4, *shape), np.int64)
+        self.expected = np.full(shape, -1)
+        self.completed = np.zeros(shape, bool)
+        self.at, self.reading = np.full((2, wave.lanes), -1)
+        self.votes = np.zeros(wave.lanes, bool)
+
+    @classmethod
+    def of(cls, wave: Wave) -> NamedBarriers:
+        """The wave's barriers, made at their first use."""
+        if "barriers" not in wave.state:
+            wave.state["barriers"] = cls(wave)
+        found: NamedBarriers = wave.state["barriers"]
+        return found
 
 
-def _state(wave: Wave) -> NamedBarriers:
-    if "barriers" not in wave.state:
-        counts = np.zeros((2, len(wave.ctas), BARRIERS), np.int64)
-        lanes = np.full((2, wave.lanes), -1)
-        wave.state["barriers"] = NamedBarriers(counts[0], counts[1], lanes[0], lanes[1])
-    return wave.state["barriers"]
+@dataclass(frozen=True)
+class BarrierUse:
+    """A barrier instruction: does it wait, must whole warps execute it, its number in `_KINDS`; `index` is its own."""
+
+    waits: bool
+    aligned: bool
+    kind: int
+    index: int
 
 
-@emits("bar.sync", "barrier.sync", "barrier.cta.sync", "bar.cta.sync", ends_block=True)
-def sync(b: BlockBuilder, i: Instruction) -> None:
-    _barrier(b, i, wait=True)
+_SYNC = ("bar.sync", "bar.cta.sync", "barrier.sync", "barrier.cta.sync")
+_ARRIVE = ("bar.arrive", "bar.cta.arrive", "barrier.arrive", "barrier.cta.arrive")
+_REDUCE = ("bar.red", "bar.cta.red", "barrier.red", "barrier.cta.red")
 
 
-@emits("bar.arrive", "barrier.arrive", "barrier.cta.arrive", "bar.cta.arrive", ends_block=True)
-def arrive(b: BlockBuilder, i: Instruction) -> None:
-    _barrier(b, i, wait=False)
+@emits(*_SYNC, *_ARRIVE, modifiers="aligned", ends_block=True)
+def barrier(b: BlockBuilder, i: Instruction) -> None:
+    """bar.sync a {, count}; bar.arrive a, count"""
+    _use(b, i, i.operands, BarrierUse("arrive" not in i.parts, _is_aligned(i), 0, i.index), "None")
 
 
-def _barrier(b: BlockBuilder, i: Instruction, *, wait: bool) -> None:
-    guard = "None" if i.guard is None else b.predicate(("!" if i.guard_negated else "") + i.guard)
-    number = b.read(i.operands[0], "uint32")
-    count = b.read(i.operands[1], "uint32") if len(i.operands) > 1 else "None"
-    aligned = i.parts[0] == "bar" or "aligned" in i.parts
-    b.finish(f"('bar', {guard}, {number}, {count}, {wait}, {aligned}, {i.index})", b.number + 1)
+@emits(*_REDUCE, types="u32 pred", modifiers="aligned popc and or", ends_block=True)
+def reducing_barrier(b: BlockBuilder, i: Instruction) -> None:
+    """bar.red.popc.u32 d, a {, count}, {!}p; bar.red.and.pred and .or.pred likewise. The result comes with release."""
+    kind = next(_KINDS.index(f"red.{part}") for part in i.parts if part in ("popc", "and", "or"))
+    b.written_after_block(i.operands[0])
+    _use(b, i, i.operands[1:-1], BarrierUse(True, _is_aligned(i), kind, i.index), b.predicate(i.operands[-1]))
+
+
+def _is_aligned(i: Instruction) -> bool:
+    return i.parts[0] == "bar" or "aligned" in i.parts
+
+
+def _use(b: BlockBuilder, i: Instruction, operands: tuple[str, ...], use: BarrierUse, vote: str) -> None:
+    b.take_guard()
+    number = b.read(operands[0], "uint32")
+    count = b.read(operands[1], "uint32") if len(operands) > 1 else "None"
+    b.finish(f"('bar', {b.mask}, {number}, {count}, {vote}, {b.constant(use)})", b.number + 1)
 
 
 @action("bar")
 def arrive_at(
-    wave: Wave, group: Group, block: int, guard: Any, number: Any, count: Any, wait: bool, aligned: bool, index: int
+    wave: Wave, group: Group, block: int, guard: Any, number: Any, count: Any, vote: Any, use: BarrierUse
 ) -> None:
     """The group arrives; the barriers that are now complete let their waiters go."""
-    state = _state(wave)
+    state = NamedBarriers.of(wave)
     wave.pc[group.lanes] = block + 1
     taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
     lanes = group.lane_numbers[taking]
     if lanes.size == 0:
         return
-    if aligned:
-        _check_convergence(wave, group, lanes, index)
+    if use.aligned:
+        _check_convergence(wave, group, lanes, use.index)
     numbers = np.broadcast_to(number, (group.size,))[taking].astype(np.int64)
     if numbers.max() >= BARRIERS:
-        group.fail(InvalidOperand, index, int(np.argmax(numbers)), f"barrier {int(numbers.max())}: there are 16")
-    ctas = wave.cta_of_lane[lanes]
-    if count is not None:
-        state.expected[ctas, numbers] = _checked_count(group, count, index)[taking]
-    if wait:
+        group.fail(InvalidOperand, use.index, int(np.argmax(numbers)), f"barrier {int(numbers.max())}: there are 16")
+    counts = np.zeros(lanes.size, np.int64) if count is None else _checked_count(group, count, use.index)[taking]
+    keys = wave.cta_of_lane[lanes] * BARRIERS + numbers
+    _enter(state, group, lanes, keys, counts, use)
+    if use.waits:
         state.at[lanes] = numbers
-        state.reading[lanes] = index
+        state.reading[lanes] = use.index
+        if use.kind:
+            state.votes[lanes] = group.spread(vote)[taking]
         wave.waiting[lanes] = True
     else:
-        here = np.zeros(wave.lanes, bool)
-        here[lanes] = True
-        np.add.at(state.arrived, (ctas, numbers), 1)
-        # An aligned arrival is that of its whole warp, so the lanes that are gone are added here and only here.
-        gone = np.flatnonzero(_with_absent(wave, here) & ~here) if aligned else lanes[:0]
-        leaders = np.searchsorted(lanes // 32, gone // 32)
-        np.add.at(state.arrived, (ctas[leaders], numbers[leaders]), 1)
-    _release(wave, state, np.unique(ctas))
+        arrived = state.arrived.reshape(-1)
+        np.add.at(arrived, keys, 1)
+        if use.aligned:
+            # An aligned arrival is that of its whole warp, so the lanes that are gone are added here and only here.
+            here = np.zeros(wave.lanes, bool)
+            here[lanes] = True
+            gone = np.flatnonzero(_with_absent(wave, here) & ~here)
+            np.add.at(arrived, keys[np.searchsorted(lanes // 32, gone // 32)], 1)
+    _release(wave, state, np.unique(keys), group, use.index)
 
 
 def _checked_count(group: Group, count: Any, index: int) -> Array:
@@ -104,7 +136,53 @@ def _checked_count(group: Group, count: Any, index: int) -> Array:
         group.fail(
             InvalidOperand, index, position, f"{int(counts[position])} threads: a barrier counts in warps, 32 or more"
         )
-    return counts
+    return counts.astype(np.int64)
+
+
+def _enter(state: NamedBarriers, group: Group, lanes: Array, keys: Array, counts: Array, use: BarrierUse) -> None:
+    """Notes who comes to which barrier, and reports what does not fit those who are there."""
+    wave = group.wave
+    expected, kind, warps = state.expected.reshape(-1), state.kind.reshape(-1), state.warps.reshape(-1)
+    fresh = keys[expected[keys] < 0]
+    if fresh.size:
+        expected[keys] = np.where(expected[keys] < 0, counts, expected[keys])
+        kind[fresh] = use.kind
+    there = expected[keys]
+    if (differs := (there != counts) & (np.where(there == 0, wave.cta_lanes, there) != _or_all(wave, counts))).any():
+        n = int(np.argmax(differs))
+        _mismatch(
+            state, group, use.index, lanes[n], keys[n],
+            f"is used with {_threads(counts[n])}, and with {_threads(there[n])}",
+        )  # fmt: skip
+    if (differs := kind[keys] != use.kind).any():
+        n = int(np.argmax(differs))
+        here = _KINDS[int(kind[keys[n]])]
+        _mismatch(state, group, use.index, lanes[n], keys[n], f"is used as a {_KINDS[use.kind]}, and as a {here}")
+    if use.aligned:
+        first = np.flatnonzero(np.diff(lanes // 32, prepend=-1))
+        bits = np.int64(1) << wave.thread_of_lane[lanes[first]] // 32
+        if (again := warps[keys[first]] & bits != 0).any():
+            n = int(first[np.argmax(again)])
+            _mismatch(state, group, use.index, lanes[n], keys[n], "is reached twice by this warp before it is complete")
+        np.bitwise_or.at(warps, keys[first], bits)
+    state.last.reshape(-1)[keys] = use.index
+
+
+def _or_all(wave: Wave, counts: Array) -> Array:
+    return np.where(counts == 0, wave.cta_lanes, counts)
+
+
+def _threads(count: int) -> str:
+    return f"{int(count)} threads" if count else "all threads"
+
+
+def _mismatch(state: NamedBarriers, group: Group, index: int, lane: int, key: int, what: str) -> NoReturn:
+    cta, number = divmod(int(key), BARRIERS)
+    came = [warp for warp in range(32) if int(state.warps[cta, number]) >> warp & 1]
+    last = group.wave.kernel.instructions[int(state.last[cta, number])]
+    there = f"; there already: warps {came}, the last at {last.place}" if came else ""
+    position = int(np.searchsorted(group.lane_numbers, lane))
+    group.fail(BarrierMismatch, index, position, f"barrier {number} {what}{there}")
 
 
 def _with_absent(wave: Wave, here: Array) -> Array:
@@ -131,34 +209,67 @@ def _check_convergence(wave: Wave, group: Group, lanes: Array, index: int) -> No
         )
 
 
-def _release(wave: Wave, state: NamedBarriers, ctas: Array) -> None:
+def _release(wave: Wave, state: NamedBarriers, keys: Array, group: Group | None = None, index: int = 0) -> None:
+    """Completes those of the barriers `keys` (ascending) to which everybody has come.
+
+    group, index: who came last, to be named if they were too many.
+    """
     shape = (len(wave.ctas), wave.cta_lanes)
-    at = state.at.reshape(shape)[ctas]
-    alive_count = (wave.pc.reshape(shape)[ctas] < EXIT).sum(1)
-    for number in np.unique(at[at >= 0]):
-        waiting = (at == number).sum(1)
-        expected = state.expected[ctas, number]
-        counted = _with_absent(wave, state.at == number).reshape(shape)[ctas].sum(1) + state.arrived[ctas, number]
-        all_came = waiting + state.arrived[ctas, number] >= alive_count
-        complete = np.where(expected > 0, counted >= expected, all_came) & (waiting > 0)
-        if not complete.any():
-            continue
-        done = ctas[complete]
-        state.arrived[done, number] = 0
-        state.expected[done, number] = 0
-        lanes = state.at.reshape(len(wave.ctas), wave.cta_lanes)
-        freed = np.zeros(lanes.shape, bool)
-        freed[done] = lanes[done] == number
-        flat = freed.reshape(-1)
-        state.at[flat] = -1
-        wave.waiting[flat] = False
+    for number in np.unique(keys % BARRIERS):
+        ctas = keys[keys % BARRIERS == number] // BARRIERS
+        here = state.at == number
+        waiting = here.reshape(shape)[ctas].sum(1)
+        arrived, expected = state.arrived[ctas, number], state.expected[ctas, number]
+        counted = arrived + _with_absent(wave, here).reshape(shape)[ctas].sum(1)
+        alive = (wave.pc.reshape(shape)[ctas] < EXIT).sum(1)
+        complete = np.where(expected > 0, counted >= expected, (expected == 0) & (waiting + arrived >= alive))
+        if group is not None and (over := (expected > 0) & (counted > expected)).any():
+            n = int(np.argmax(over))
+            lane = group.lane_numbers[np.argmax(group.cta == ctas[n])]
+            what = f"counts {int(expected[n])} threads, and {int(counted[n])} have come"
+            _mismatch(state, group, index, lane, ctas[n] * BARRIERS + number, what)
+        if complete.any():
+            _complete(wave, state, ctas[complete], int(number))
+
+
+def _complete(wave: Wave, state: NamedBarriers, ctas: Array, number: int) -> None:
+    """The barrier of that number is complete in these CTAs: who waits goes on, and it starts anew."""
+    state.arrived[ctas, number] = state.warps[ctas, number] = 0
+    state.expected[ctas, number] = -1
+    state.completed[ctas, number] = True
+    table = state.at.reshape(len(wave.ctas), wave.cta_lanes)
+    freed = np.zeros(table.shape, bool)
+    freed[ctas] = table[ctas] == number
+    if state.kind[ctas, number].any():
+        _write_results(wave, state, freed)
+    flat = freed.reshape(-1)
+    state.at[flat] = -1
+    wave.waiting[flat] = False
+
+
+def _write_results(wave: Wave, state: NamedBarriers, freed: Array) -> None:
+    """Results of bar.red in the lanes `freed` [ctas, lanes of a CTA]: over all threads that came."""
+    votes = state.votes.reshape(freed.shape)
+    count = np.broadcast_to((votes & freed).sum(1, keepdims=True), freed.shape).reshape(-1)
+    every = np.broadcast_to((votes | ~freed).all(1, keepdims=True), freed.shape).reshape(-1)
+    flat = freed.reshape(-1)
+    for index in np.unique(state.reading[flat]):
+        lanes = flat & (state.reading == index)
+        instruction = wave.kernel.instructions[index]
+        result = {"popc": count.astype(np.uint32), "and": every, "or": count > 0}
+        values = next(v for name, v in result.items() if name in instruction.parts)
+        group = wave.group(lanes)
+        group.registers[wave.kernel.registers[instruction.operands[0]]] = values[group.lanes]
+
+
+# ---- reports
 
 
 def _explain(wave: Wave) -> list[str]:
     """For every CTA with waiters: the barrier, who waits and who has not come."""
     if "barriers" not in wave.state:
         return []
-    state = _state(wave)
+    state = NamedBarriers.of(wave)
     lines = []
     at = state.at.reshape(len(wave.ctas), wave.cta_lanes)
     for cta in np.flatnonzero((at >= 0).any(1)):
@@ -183,8 +294,29 @@ def _explain(wave: Wave) -> list[str]:
 def _wake(wave: Wave) -> None:
     """Threads that exited count as arrived where every thread of the CTA is expected."""
     if "barriers" in wave.state:
-        _release(wave, _state(wave), np.arange(len(wave.ctas)))
+        state = NamedBarriers.of(wave)
+        _release(wave, state, np.flatnonzero(state.expected.reshape(-1) >= 0))
+
+
+def _check_finished(wave: Wave) -> None:
+    """Arrivals are left over where a barrier was never complete; a last one that nobody takes up is common."""
+    if "barriers" not in wave.state:
+        return
+    state = NamedBarriers.of(wave)
+    left = np.argwhere((state.arrived > 0) & ~state.completed)
+    if left.size:
+        cta, number = (int(v) for v in left[0])
+        warps = [warp for warp in range(32) if int(state.warps[cta, number]) >> warp & 1]
+        lane = cta * wave.cta_lanes + 32 * (warps[0] if warps else 0)
+        Group(wave, np.array([lane])).fail(
+            BarrierMismatch,
+            int(state.last[cta, number]),
+            0,
+            f"barrier {number} was never complete: {int(state.arrived[cta, number])} of "
+            f"{int(state.expected[cta, number])} threads have arrived, warps {warps}, and every thread has exited",
+        )
 
 
 EXPLAINERS.append(_explain)
 WAKERS.append(_wake)
+FINISHERS.append(_check_finished)
