@@ -194,9 +194,6 @@ class Races:
 
     # ---- barriers and fences
 
-    def arrive_at_named(self, lanes: Array, ctas: Array, numbers: Array) -> None:
-        self.named.release(lanes, ctas * NAMED_BARRIERS + numbers)
-
     def leave_named(self, lanes: Array, ctas: Array, number: int) -> None:
         """The barrier of that number is complete in these CTAs: the lanes that waited for it go on."""
         self.named.acquire(lanes, self.wave.cta_of_lane[lanes] * NAMED_BARRIERS + number)

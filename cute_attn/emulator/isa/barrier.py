@@ -111,6 +111,8 @@ def arrive_at(
     counts = np.zeros(lanes.size, np.int64) if count is None else _checked_count(group, count, use.index)[taking]
     keys = wave.cta_of_lane[lanes] * BARRIERS + numbers
     _enter(state, group, lanes, keys, counts, use)
+    if wave.races is not None:
+        wave.races.named.release(lanes, keys)
     if use.waits:
         state.at[lanes] = numbers
         state.reading[lanes] = use.index
@@ -161,7 +163,8 @@ def _enter(state: NamedBarriers, group: Group, lanes: Array, keys: Array, counts
     if use.aligned:
         first = np.flatnonzero(np.diff(lanes // 32, prepend=-1))
         bits = np.int64(1) << wave.thread_of_lane[lanes[first]] // 32
-        if (again := warps[keys[first]] & bits != 0).any():
+        # Waiting where one has arrived already is how a warp gives itself the first turn.
+        if not use.waits and (again := warps[keys[first]] & bits != 0).any():
             n = int(first[np.argmax(again)])
             _mismatch(state, group, use.index, lanes[n], keys[n], "is reached twice by this warp before it is complete")
         np.bitwise_or.at(warps, keys[first], bits)
@@ -243,6 +246,8 @@ def _complete(wave: Wave, state: NamedBarriers, ctas: Array, number: int) -> Non
     if state.kind[ctas, number].any():
         _write_results(wave, state, freed)
     flat = freed.reshape(-1)
+    if wave.races is not None:
+        wave.races.leave_named(np.flatnonzero(flat), ctas, number)
     state.at[flat] = -1
     wave.waiting[flat] = False
 

@@ -57,5 +57,7 @@ def send_shared(
         wave.shared.mark(elements[rows], total, low, high)
 
     issued = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    if wave.races is not None:
+        wave.races.transfer(group, issued, keys, index, writes=(elements[:, None], total, None), proxy=False)
     cta, offset = table.place(keys)
     table.issue(Transfers(cta, offset, np.full(keys.size, total), issued, index, perform))

@@ -12,6 +12,7 @@ warpgroup is complete, and a warpgroup that cannot become complete is a `Diverge
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -134,11 +135,15 @@ def wgmma_fence(group: Group, index: int) -> None:
 @helper
 def wgmma_commit(group: Group, index: int) -> None:
     Flight.of(group.wave).groups.commit(group.require_whole_warpgroups(index))
+    if (races := group.wave.races) is not None:
+        races.close_group("wgmma", group.lane_numbers)
 
 
 @action("wgmma.wait")
 def wait_group(wave: Wave, group: Group, block: int, newest: int, index: int) -> None:
     Flight.of(wave).wait(group.require_whole_warpgroups(index), newest)
+    if wave.races is not None:
+        wave.races.await_groups("wgmma", group.lane_numbers, newest)
     wave.pc[group.lanes] = block + 1
 
 
@@ -193,6 +198,8 @@ def wgmma(
     else:
         left = _descriptors(group, a, ROWS, kind.a_major_mn, kind.k, index, "A")
     goes_on = _per_warpgroup(group, adds, index, "scale-d")
+    if group.wave.races is not None:
+        _note_reads(group, leaders, kind, left, right, index)
     flight = Flight.of(group.wave)
     parts: list[tuple[Multiplication, Array | None, Array | None]] = []
     for rows, previous, previous_rows in _sources(group, kind, c, goes_on, index):
@@ -222,6 +229,27 @@ def wgmma(
         parts.append((multiplication, None, None if whole else lanes_of(rows)))
     source = Accumulators(group.size, parts)
     return tuple([InFlight(source, slot) for slot in range(kind.registers)])
+
+
+def _note_reads(group: Group, leaders: Array, kind: WgmmaKind, left: Any, right: Array, index: int) -> None:
+    """Tells the race detector what is read from now on: each warp reads its 16 rows of A, and all of them B."""
+    races, shared = group.wave.races, group.wave.shared
+    assert races is not None
+
+    def tables(descriptors: Array, rows: int, mn_major: bool) -> Iterator[tuple[Array, Array, Array]]:
+        for bits in {*descriptors.tolist()}:
+            lanes = leaders[descriptors == bits]
+            yield lanes, shared.base(group.wave.cta_of_lane[lanes], 16), chunks(bits, rows, mn_major, kind.k)[0]
+
+    for lanes, base, table in tables(right, kind.n, kind.b_major_mn):
+        races.read_later(group, lanes, base[:, None] + table.reshape(-1), 16, index, "wgmma", together=4)
+    if kind.a_in_registers:
+        return
+    for lanes, base, table in tables(left, ROWS, kind.a_major_mn):
+        quarters = np.stack(np.split(table, 4, axis=1 if kind.a_major_mn else 0)).reshape(4, -1)
+        warps = (lanes[:, None] + 32 * np.arange(4)).reshape(-1)
+        elements = (base[:, None, None] + quarters).reshape(warps.size, -1)
+        races.read_later(group, warps, elements, 16, index, "wgmma")
 
 
 _NOBODY = np.zeros(0, np.int64)
