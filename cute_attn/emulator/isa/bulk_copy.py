@@ -144,16 +144,33 @@ def _reduction(i: Instruction, known: dict[str, str]) -> tuple[str, str]:
 # ---- execution
 
 
-def report_to(issue: BulkIssue, barrier: Array, nbytes: Array, perform: Perform) -> None:
-    """Puts copies in flight that report `nbytes` each to the mbarriers at these shared addresses."""
+def report_to(
+    issue: BulkIssue, barrier: Array, nbytes: Array, perform: Perform, *, writes: Units, reads: Units | None = None
+) -> None:
+    """Puts copies in flight that report `nbytes` each to the mbarriers at these shared addresses.
+
+    reads, writes: what they access of shared memory, for the race detector.
+    """
+    if not issue.lanes.size:
+        return
     table, keys = keys_of(issue.group, barrier, issue.positions, issue.index, "complete_tx")
+    if (races := issue.wave.races) is not None:
+        read = None if reads is None else reads.place
+        races.transfer(issue.group, issue.lanes, keys, issue.index, reads=read, writes=writes.place)
     cta, offset = table.place(keys)
     table.issue(Transfers(cta, offset, nbytes, issue.lanes, issue.index, perform))
 
 
-def put_in_group(issue: BulkIssue, perform: Perform) -> None:
-    """Puts copies in flight that belong to the bulk groups that their lanes are filling."""
-    CommitGroups.of(issue.wave, "bulk").issue(issue.lanes, perform)
+def put_in_group(issue: BulkIssue, perform: Perform, *, reads: Units) -> None:
+    """Puts copies in flight that belong to the bulk groups that their lanes are filling.
+
+    reads: what they access of shared memory, for the race detector.
+    """
+    if issue.lanes.size:
+        if (races := issue.wave.races) is not None:
+            elements, nbytes, used = reads.place
+            races.read_later(issue.group, issue.lanes, elements, nbytes, issue.index, "bulk", used=used)
+        CommitGroups.of(issue.wave, "bulk").issue(issue.lanes, perform)
 
 
 def address_in(ranks: Array, address: Array) -> Array:
@@ -174,11 +191,18 @@ def reduce_into(destination: Units, rows: Array, content: Array, operation: str,
     in_order(view, elements, np.ascontiguousarray(content).view(dtype), reduction_step(operation, element, flush))
 
 
-def _span(issue: BulkIssue, size: Array) -> tuple[Array, Array | None]:
+def _issue(group: Group, mask: Any, size: Any, index: int) -> tuple[BulkIssue, Array]:
+    """The copies of lanes that copy anything, and their sizes."""
+    every = BulkIssue.of(group, mask, index)
+    sizes = every.take(size).astype(np.int64)
+    if (bad := sizes % UNIT != 0).any():
+        row = int(np.argmax(bad))
+        every.fail(InvalidOperand, row, f"a bulk copy of {int(sizes[row])} bytes: the size is a multiple of {UNIT}")
+    return (every, sizes) if sizes.all() else (every.part(np.flatnonzero(sizes)), sizes[sizes > 0])
+
+
+def _span(size: Array) -> tuple[Array, Array | None]:
     """(byte offsets of the units of copies of these sizes, [1, units]; which units each copy has, None if all)."""
-    if size.size and int(np.bitwise_or.reduce(size)) % UNIT:
-        row = int(np.argmax(size % UNIT != 0))
-        issue.fail(InvalidOperand, row, f"a bulk copy of {int(size[row])} bytes: the size is a multiple of {UNIT}")
     offsets = np.arange(0, int(size.max(initial=0)), UNIT)[None, :]
     return offsets, None if (size == size[:1]).all() else offsets < size[:, None]
 
@@ -196,9 +220,8 @@ def _shared(issue: BulkIssue, address: Array, offsets: Array, used: Array | None
 
 @helper
 def bulk_load(group: Group, to: Any, source: Any, size: Any, barrier: Any, ctas: Any, mask: Any, index: int) -> None:
-    issue = BulkIssue.of(group, mask, index)
-    sizes = issue.take(size).astype(np.int64)
-    offsets, used = _span(issue, sizes)
+    issue, sizes = _issue(group, mask, size, index)
+    offsets, used = _span(sizes)
     read = _global(issue, issue.take(source), offsets, used, "read")
     to, barrier = issue.take(to), issue.take(barrier)
     if ctas is not None:
@@ -207,21 +230,27 @@ def bulk_load(group: Group, to: Any, source: Any, size: Any, barrier: Any, ctas:
         to, barrier = address_in(ranks, to[rows]), address_in(ranks, barrier[rows])
         used = read.used
     written = _shared(issue, to, offsets, used, "write")
-    report_to(issue, barrier, sizes, lambda rows: written.write(rows, read.read(rows)))
+    report_to(issue, barrier, sizes, lambda rows: written.write(rows, read.read(rows)), writes=written)
 
 
 @helper
 def bulk_send(
     group: Group, to: Any, source: Any, size: Any, barrier: Any, reduction: Any, mask: Any, index: int
 ) -> None:
-    issue = BulkIssue.of(group, mask, index)
-    sizes = issue.take(size).astype(np.int64)
-    offsets, used = _span(issue, sizes)
+    issue, sizes = _issue(group, mask, size, index)
+    offsets, used = _span(sizes)
     read = _shared(issue, issue.take(source), offsets, used, "read")
     issue.require_written(read)
     written = _shared(issue, issue.take(to), offsets, used, "write")
     if reduction is None:
-        report_to(issue, issue.take(barrier), sizes, lambda rows: written.write(rows, read.read(rows)))
+        report_to(
+            issue,
+            issue.take(barrier),
+            sizes,
+            lambda rows: written.write(rows, read.read(rows)),
+            writes=written,
+            reads=read,
+        )
         return
     issue.require_written(written)
     report_to(
@@ -229,23 +258,27 @@ def bulk_send(
         issue.take(barrier),
         sizes,
         lambda rows: reduce_into(written, rows, read.read(rows), *reduction, flush=False),
+        writes=written,
+        reads=read,
     )
 
 
 @helper
 def bulk_store(group: Group, to: Any, source: Any, size: Any, kept: Any, reduction: Any, mask: Any, index: int) -> None:
-    issue = BulkIssue.of(group, mask, index)
-    offsets, used = _span(issue, issue.take(size).astype(np.int64))
+    issue, sizes = _issue(group, mask, size, index)
+    offsets, used = _span(sizes)
     read = _shared(issue, issue.take(source), offsets, used, "read")
     issue.require_written(read)
     written = _global(issue, issue.take(to), offsets, used, "write")
     if reduction is not None:
-        put_in_group(issue, lambda rows: reduce_into(written, rows, read.read(rows), *reduction, flush=False))
+        put_in_group(
+            issue, lambda rows: reduce_into(written, rows, read.read(rows), *reduction, flush=False), reads=read
+        )
     elif kept is None:
-        put_in_group(issue, lambda rows: written.write(rows, read.read(rows)))
+        put_in_group(issue, lambda rows: written.write(rows, read.read(rows)), reads=read)
     else:
         single = _single_bytes(issue, written, issue.take(kept))
-        put_in_group(issue, lambda rows: single.write(rows, read.read(rows).view(np.uint8)))
+        put_in_group(issue, lambda rows: single.write(rows, read.read(rows).view(np.uint8)), reads=read)
 
 
 def _single_bytes(issue: BulkIssue, units: Units, kept: Array) -> Units:
