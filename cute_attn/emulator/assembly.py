@@ -57,7 +57,9 @@ class BlockCode:
     successors: set[int] = field(default_factory=set)
 
 
-def assemble(code: BlockCode, live_out: set[int], bits: list[int], *, profiled: bool = False) -> str:
+def assemble(
+    code: BlockCode, live_out: set[int], bits: list[int], *, profiled: bool = False, traced: bool = False
+) -> str:
     """The Python source of a block: dead operations dropped, values deleted after their last use.
 
     `live_out`: registers that somebody may read after the block; `bits`: width of every register.
@@ -71,7 +73,7 @@ def assemble(code: BlockCode, live_out: set[int], bits: list[int], *, profiled: 
             view = "" if dtype == carrier_dtype(bits[index]) else f".view({carrier_dtype(bits[index])})"
             operations.append(Operation(f"R[{index}] = {name}{view}", (name,), (), "registers", pure=False))
     operations = _without_dead(operations, set(code.end_reads))
-    lines = _with_deletions(operations, set(code.end_reads), profiled)
+    lines = _with_deletions(operations, set(code.end_reads), profiled, traced)
     return "def block(G, R):\n" + "".join(f"    {line}\n" for line in [*lines, f"return {code.end}"])
 
 
@@ -84,7 +86,7 @@ def _without_dead(operations: list[Operation], needed: set[str]) -> list[Operati
     return kept[::-1]
 
 
-def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool) -> list[str]:
+def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool, traced: bool) -> list[str]:
     last_use: dict[str, int] = {}
     for i, operation in enumerate(operations):
         for name in (*operation.reads, *operation.writes):
@@ -96,6 +98,8 @@ def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool)
     lines = []
     for operation, names in zip(operations, dying, strict=True):
         code = operation.code if operation.index is None else f"{operation.code}  # {operation.index}"
+        if traced and not operation.pure and operation.index is not None:
+            lines.append(f"G.wave.trace.at = {operation.index}")
         if profiled:
             lines += ["T0 = clock()", code, f"G.wave.profile({operation.family!r}, clock() - T0)"]
         else:

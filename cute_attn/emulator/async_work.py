@@ -42,8 +42,9 @@ class CommitGroups:
     `open` [lanes] is the number of the group that a lane is filling; `issued` counts operations.
     """
 
-    def __init__(self, wave: Wave) -> None:
+    def __init__(self, wave: Wave, kind: str) -> None:
         self.wave = wave
+        self.kind = kind
         self.open = np.zeros(wave.lanes, np.int64)
         self.issued = 0
         self._operations: list[_Operation] = []
@@ -53,27 +54,35 @@ class CommitGroups:
         """The wave's groups of a kind, made at their first use."""
         groups: dict[str, CommitGroups] = wave.state.setdefault("commit groups", {})
         if kind not in groups:
-            groups[kind] = cls(wave)
+            groups[kind] = cls(wave, kind)
         return groups[kind]
 
-    def issue(self, lanes: Array, perform: Perform) -> None:
-        """Puts an operation of `lanes` (numbers in the wave) into the groups they are filling."""
+    def issue(self, lanes: Array, perform: Perform, nbytes: int | Array = 0) -> None:
+        """Puts an operation of `lanes` (numbers in the wave), each of `nbytes`, into the groups they are filling."""
+        if self.wave.trace is not None:
+            self.wave.trace.issue(self.kind, lanes, self.open[lanes], nbytes)
         operation = _Operation(self.issued, lanes, self.open[lanes], np.arange(lanes.size), perform)
         self._operations.append(operation)
         self.issued += 1
 
     def commit(self, lanes: Array) -> None:
         """Closes the group that each of the lanes is filling."""
+        if self.wave.trace is not None:
+            self.wave.trace.commit(self.kind, lanes, self.open[lanes])
         self.open[lanes] += 1
 
     def wait(self, lanes: Array, newest: int) -> None:
         """Completes the closed groups of these lanes, except each lane's `newest` last ones."""
+        if self.wave.trace is not None:
+            self.wave.trace.wait(self.kind, lanes, self.open[lanes] - 1 - newest)
         limit = np.zeros(self.wave.lanes, np.int64)
         limit[lanes] = self.open[lanes] - newest
         self._complete(lambda op: op.groups < limit[op.lanes])
 
     def wait_all(self, lanes: Array, before: int | None = None) -> None:
         """Completes what these lanes have issued, in closed groups or not; of the wave's first `before` operations."""
+        if self.wave.trace is not None and before is None:
+            self.wave.trace.wait(self.kind, lanes, self.open[lanes], everything=True)
         chosen = np.zeros(self.wave.lanes, bool)
         chosen[lanes] = True
         limit = self.issued if before is None else before

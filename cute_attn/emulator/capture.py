@@ -29,6 +29,7 @@ from cute_attn.emulator.launch_attributes import read_attributes
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import Kernel, parse
 from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
+from cute_attn.emulator.trace import Recorder
 from cute_attn.emulator.wave import Shape
 
 __all__ = [
@@ -91,6 +92,7 @@ class Settings:
     multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
     races:                look for accesses to shared memory that nothing orders (see `races`)
     profile:              measure seconds per instruction family (slower)
+    trace:                record what warps do and wait for (see `trace`)
     """
 
     seed: int | None = None
@@ -99,10 +101,11 @@ class Settings:
     races: bool = False
     multiprocessors: int = MULTIPROCESSORS
     profile: bool = False
+    trace: Recorder | None = None
 
     def of_launch(self) -> dict[str, Any]:
         """Those that are arguments of `launch`."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name != "multiprocessors"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "multiprocessors"}
 
 
 @dataclass

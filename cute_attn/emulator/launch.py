@@ -17,6 +17,7 @@ from .module import Kernel
 from .program import Program, compile_kernel
 from .races import Races
 from .shadow import SharedAccesses
+from .trace import Recorder
 from .wave import Shape, Wave
 
 WAVE_LANES = 8192
@@ -117,6 +118,7 @@ def launch(
     accumulation: Literal["float32", "hardware"] = "float32",
     races: bool = False,
     profile: bool = False,
+    trace: Recorder | None = None,
 ) -> LaunchRecord:
     """Runs `kernel` to completion and returns what it did; raises an `EmulatorError` at the first finding.
 
@@ -126,7 +128,7 @@ def launch(
     uninitialized_shared: "error" reports reads of shared memory that nobody wrote; "poison" lets them read 0xFF
     bytes (NaN), for programs that load rows they never use. accumulation: how tensor cores sum (see `tensor_core`).
     races: look for unordered accesses to shared memory (see `races`). profile: measure seconds per instruction family
-    (slower).
+    (slower). trace: records what warps do and wait for (see `trace`).
     """
     started = time.perf_counter()
     _check(kernel, grid, cluster, block, shared_bytes, parameters)
@@ -144,6 +146,7 @@ def launch(
         seconds_by_family[family] += seconds  # type: ignore[assignment]
 
     executed = np.zeros(len(program.blocks), np.int64)
+    traced = None if trace is None else trace.begin(program, grid=grid, cluster=cluster, block=block, seed=seed)
     accesses = SharedAccesses.of(kernel) if races and _shared_size(kernel, shared_bytes) else None
     while queue:
         wave = Wave(
@@ -164,6 +167,8 @@ def launch(
         )
         if accesses is not None:
             wave.races = Races(wave, accesses)
+        if traced is not None:
+            traced.attach(wave)
         scheduler.run(wave, program, executed)
     return LaunchRecord(
         name=kernel.name,

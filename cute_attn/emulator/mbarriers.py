@@ -149,6 +149,8 @@ class Mbarriers:
                 f"{self.wave.kernel.instructions[transfer.index].place}"
             )
         self.phase[done] += 1
+        if self.wave.trace is not None:
+            self.wave.trace.complete(self.count.size, done)
         if self.wave.races is not None:
             self.wave.races.mbarriers.completed(done)
         self.pending[done] = self.count[done]
@@ -161,6 +163,8 @@ class Mbarriers:
 
     def issue(self, transfers: Transfers) -> None:
         """Takes charge of copies that will report to these barriers."""
+        if self.wave.trace is not None:
+            self.wave.trace.copies(self.count.size, self.key(transfers.cta, transfers.offset), transfers)
         np.add.at(self.in_flight, self.key(transfers.cta, transfers.offset), 1)
         self._transfers.append(transfers)
 

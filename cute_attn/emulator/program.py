@@ -45,7 +45,7 @@ class Program:
         self._codes = [self._emit(number, block, targets) for number, block in enumerate(self.blocks)]
         self._live_out = _live_out(self._codes)
         self.derived: dict[str, Any] = {}
-        self._functions: dict[tuple[int, bool], Callable[..., Any]] = {}
+        self._functions: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
 
     @staticmethod
     def _leaders(kernel: Kernel) -> list[int]:
@@ -74,17 +74,19 @@ class Program:
         """The block before it becomes Python."""
         return self._codes[block]
 
-    def source(self, block: int, *, profiled: bool = False) -> str:
+    def source(self, block: int, *, profiled: bool = False, traced: bool = False) -> str:
         """The generated Python of a block, for reading."""
-        return assemble(self._codes[block], self._live_out[block], self.kernel.register_bits, profiled=profiled)
+        live_out, bits = self._live_out[block], self.kernel.register_bits
+        return assemble(self._codes[block], live_out, bits, profiled=profiled, traced=traced)
 
-    def function(self, block: int, profiled: bool = False) -> Callable[..., Any]:
-        """The callable of a block; the profiled one times every operation and tells the wave."""
-        key = (block, profiled)
+    def function(self, block: int, profiled: bool = False, traced: bool = False) -> Callable[..., Any]:
+        """The callable of a block; the profiled one times every operation, the traced one says where it is."""
+        key = (block, profiled, traced)
         if key not in self._functions:
-            text = self.source(block, profiled=profiled)
+            text = self.source(block, profiled=profiled, traced=traced)
             names = {**_NAMES, **registry.HELPERS, **self.constants, "clock": time.perf_counter}
-            place = f"<{self.kernel.name} block {'profiled ' if profiled else ''}{block}>"
+            how = f"{'profiled ' if profiled else ''}{'traced ' if traced else ''}"
+            place = f"<{self.kernel.name} block {how}{block}>"
             exec(compile(text, place, "exec"), names)
             self._functions[key] = names["block"]
         return self._functions[key]
@@ -95,7 +97,8 @@ class Program:
             frame = trace.tb_frame
             if frame.f_code.co_name == "block" and frame.f_code.co_filename.startswith(f"<{self.kernel.name} block"):
                 words = frame.f_code.co_filename[:-1].split()
-                text = self.source(int(words[-1]), profiled="profiled" in words).splitlines()[trace.tb_lineno - 1]
+                source = self.source(int(words[-1]), profiled="profiled" in words, traced="traced" in words)
+                text = source.splitlines()[trace.tb_lineno - 1]
                 match = re.search(r"  # (\d+)$", text)
                 return int(match[1]) if match else None
             trace = trace.tb_next

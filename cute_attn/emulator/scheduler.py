@@ -132,7 +132,7 @@ class _Scheduler:
 
 def run(wave: Wave, program: Program, executed: Array) -> None:
     """Runs every lane of the wave to its exit. `executed[b]` counts the lanes that ran block b."""
-    profiled = wave.profile is not None
+    profiled, trace = wave.profile is not None, wave.trace
     order = _Scheduler(wave, program)
     watchers = [watch for prefix, watch in registry.WATCHERS if program.uses(prefix)]
     with np.errstate(all="ignore"):
@@ -142,13 +142,17 @@ def run(wave: Wave, program: Program, executed: Array) -> None:
             executed[block] += group.size
             for watch in watchers:
                 watch(wave, group, block)
+            if trace is not None:
+                trace.enter(group, block)
             outcome: tuple[Any, ...]
             try:
-                outcome = program.function(block, profiled)(group, group.registers)
+                outcome = program.function(block, profiled, trace is not None)(group, group.registers)
             except EmulatorError as error:
                 if error.instruction is None and (index := program.instruction_at(error.__traceback__)) is not None:
                     group.fail(type(error), index, 0, str(error))
                 raise
+            if trace is not None:
+                trace.leave()
             registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])
         for finish in registry.FINISHERS:
             finish(wave)

@@ -22,6 +22,7 @@ from .types import carrier_dtype
 
 if TYPE_CHECKING:
     from .races import Races
+    from .trace import WaveTrace
 
 Shape = tuple[int, int, int]
 _REMEMBERED_GROUPS = 64
@@ -35,7 +36,7 @@ class Wave:
     cores sum (see `tensor_core`). profile: called with (family, seconds) after every operation. `state` is where
     families keep what they need per wave (barrier counts, fragment caches), by name. A lane that is `waiting` cannot
     run; one that has `yielded` runs when no other can. `races` is told of all accesses to shared memory and of what
-    orders them, where races are looked for.
+    orders them, where races are looked for; `trace` of what warps do and wait for, where that is recorded.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class Wave:
         self.everyone = Group(self, slice(0, self.lanes))
         self.state: dict[str, Any] = {}
         self.races: Races | None = None
+        self.trace: WaveTrace | None = None
         self._groups: dict[bytes, Group] = {}
 
     def group(self, mask: Array) -> Group:

@@ -78,7 +78,7 @@ def copy_async(group: Group, dest: Any, source: Any, size: int, taken: Any, mask
         wave.shared.mark(some, size, low, high)
 
     lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
-    CommitGroups.of(wave, "cp.async").issue(lanes, perform)
+    CommitGroups.of(wave, "cp.async").issue(lanes, perform, size)
 
 
 def _check_source(group: Group, source: Array, size: int, taken: Array, positions: Array | None, index: int) -> None:

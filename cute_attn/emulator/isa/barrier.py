@@ -111,6 +111,8 @@ def arrive_at(
     counts = np.zeros(lanes.size, np.int64) if count is None else _checked_count(group, count, use.index)[taking]
     keys = wave.cta_of_lane[lanes] * BARRIERS + numbers
     _enter(state, group, lanes, keys, counts, use)
+    if wave.trace is not None:
+        wave.trace.arrive("bar", state.expected.size, keys, lanes)
     if wave.races is not None:
         wave.races.named.release(lanes, keys)
     if use.waits:
@@ -250,6 +252,9 @@ def _complete(wave: Wave, state: NamedBarriers, ctas: Array, number: int) -> Non
         wave.races.leave_named(np.flatnonzero(flat), ctas, number)
     state.at[flat] = -1
     wave.waiting[flat] = False
+    if wave.trace is not None:
+        left = np.flatnonzero(flat)
+        wave.trace.release("bar", wave.cta_of_lane[left] * BARRIERS + number, left, f"bar.sync {number}")
 
 
 def _write_results(wave: Wave, state: NamedBarriers, freed: Array) -> None:

@@ -110,12 +110,19 @@ def at_cluster_barrier(
         if wave.races is not None:
             relaxed = "relaxed" in wave.kernel.instructions[index].parts
             wave.races.arrive_at_cluster(lanes, state.arrived[lanes], relaxed=relaxed)
+        if wave.trace is not None:
+            wave.trace.arrive("barrier.cluster", 2 * len(wave.ctas), _round(wave, lanes, state.arrived), lanes)
         state.arrived[lanes] += 1
     else:
         state.waited[lanes] += 1
         state.index[lanes] = index
         wave.waiting[lanes] = True
     _release(wave)
+
+
+def _round(wave: Wave, lanes: Array, rounds: Array) -> Array:
+    """A number for this round of each lane's cluster, other than that of the next round."""
+    return wave.cta_of_lane[lanes] // wave.cluster_size * 2 + rounds[lanes] % 2
 
 
 def _release(wave: Wave) -> None:
@@ -128,6 +135,9 @@ def _release(wave: Wave) -> None:
     free = (state.index > 0) & (state.waited <= np.repeat(slowest, by_cluster[1]))
     state.index[free] = 0
     wave.waiting[free] = False
+    if wave.trace is not None and free.any():
+        left = np.flatnonzero(free)
+        wave.trace.release("barrier.cluster", _round(wave, left, state.waited - 1), left, "barrier.cluster")
     if wave.races is not None and free.any():
         lanes = np.flatnonzero(free)
         wave.races.leave_cluster(lanes, state.waited[lanes] - 1)

@@ -148,6 +148,10 @@ def _of_lanes(group: Group, value: Any, positions: Array | None) -> Array:
     return spread if positions is None else spread[positions]
 
 
+def _lanes_at(group: Group, positions: Array | None) -> Array:
+    return group.lane_numbers if positions is None else group.lane_numbers[positions]
+
+
 def _first(positions: Array | None) -> int:
     return 0 if positions is None else int(positions[0])
 
@@ -185,6 +189,8 @@ def mbarrier_bytes(group: Group, address: Any, amount: Any, expected: bool, mask
     if keys.size:
         if (races := group.wave.races) is not None:
             races.arrive(group, keys, positions, index)
+        if group.wave.trace is not None:
+            group.wave.trace.arrive("mbarrier", table.count.size, keys, _lanes_at(group, positions))
         with _attributed(group, positions, index):
             (table.expect if expected else table.report)(keys, _of_lanes(group, amount, positions).astype(np.int64))
 
@@ -198,6 +204,8 @@ def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: str, mask: An
         return state
     if (races := group.wave.races) is not None:
         races.arrive(group, keys, positions, index)
+    if group.wave.trace is not None:
+        group.wave.trace.arrive("mbarrier", table.count.size, keys, _lanes_at(group, positions))
     amounts = _of_lanes(group, amount, positions).astype(np.int64)
     before = (table.phase[keys].astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
     with _attributed(group, positions, index):
@@ -252,6 +260,9 @@ def wait_at(
         complete = phase > target
     if wave.races is not None:
         wave.races.test_barriers(group, keys, positions, index, complete)
+    if wave.trace is not None and complete.any():
+        seen = (phase - 1 if parity else target)[complete]
+        wave.trace.passed(table.count.size, keys[complete], lanes[complete], table.place(keys[complete])[1], seen)
     go = complete.copy()
     if blocking:
         go |= table.waiters.expired[lanes]
