@@ -138,6 +138,7 @@ class Program:
     threads: int = THREADS
     scale: str = "1"
     declarations: str = ""
+    extra_shared: int = 0
     settings: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -197,7 +198,7 @@ class Program:
             },
             grid=(grid, 1, 1),
             block=(self.threads, 1, 1),
-            shared=image.size,
+            shared=image.size + self.extra_shared,
             target="sm_90a",
             declarations=f".reg .b32 %a<{len(fragments)}>; .reg .b32 %d<{registers}>; .reg .b32 %shared;"
             f".reg .b64 %desc_a<{self.steps}>; .reg .b64 %desc_b<{self.steps}>; {self.declarations}",

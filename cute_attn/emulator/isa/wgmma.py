@@ -293,7 +293,7 @@ def _continued(
     source: Accumulators = first.source
     name = source.parts[0][0].name
     for slot, register in enumerate(c):
-        if not isinstance(register, InFlight) or register.source is not source or register.slot != slot:
+        if not isinstance(register, InFlight) or register.slot != slot or not register.source.same_as(source):
             group.fail(AccumulatorInFlight, index, 0, f"C is not as a whole the accumulator of `{name}`, in flight")
     result = []
     for previous, places, positions in source.parts:

@@ -67,11 +67,18 @@ class Flight:
         if key not in self._joins:
             if len(self._joins) >= _REMEMBERED_JOINS:
                 self._joins.clear()
-            parts = [
-                (m, places, ours if mine is None else ours[mine])
-                for ours, source in sources
-                for m, places, mine in source.parts
-            ]
+            found: dict[Multiplication, list[tuple[Array, Array]]] = {}
+            for ours, source in sources:
+                for m, places, mine in source.parts:
+                    positions = ours if mine is None else ours[mine]
+                    theirs = np.arange(positions.size) if places is None else places
+                    found.setdefault(m, []).append((theirs, positions))
+            parts = []
+            for m, pieces in found.items():  # warps of a warpgroup may have moved their registers one by one
+                places, positions = (np.concatenate(column) for column in zip(*pieces, strict=True))
+                order = np.argsort(positions)
+                parts.append((m, places[order], positions[order]))
+            parts.sort(key=lambda part: int(part[2][0]))
             self._joins[key] = sources, Accumulators(size, parts)
         return self._joins[key][1]
 
@@ -204,6 +211,10 @@ class Multiplication:
         return self.result if len(rows) == len(self.ctas) else self.result[:, lanes_of(rows)]
 
 
+def _all(places: Array | None) -> Array:
+    return np.zeros(0) if places is None else places
+
+
 class Accumulators:
     """Where the accumulator registers of a group's lanes come from.
 
@@ -218,6 +229,15 @@ class Accumulators:
         self._flight = Flight.of(self.wave)
         self._known_at, self._waited = -1, False
         self._selections: dict[int, tuple[Array, Accumulators | None]] = {}
+
+    def same_as(self, other: Accumulators) -> bool:
+        """Whether every lane's come from the same place."""
+        if self is other:
+            return True
+        return len(self.parts) == len(other.parts) and all(
+            m is n and np.array_equal(_all(p), _all(q)) and np.array_equal(_all(a), _all(b))
+            for (m, p, a), (n, q, b) in zip(self.parts, other.parts, strict=True)
+        )
 
     def waited(self) -> bool:
         """Whether the program has waited for all of them."""
