@@ -1,8 +1,8 @@
 """What a trace calls things, and what they cost: instructions, stretches of a block, warps.
 
 Where the program keeps line information, a stretch of instructions is called after the function that they come from,
-and otherwise after the work that fills most of it. A warp's role is a function of the kernel's class that it runs and
-others do not, or else follows from the instructions that it issues.
+and otherwise after the work that fills most of it. A warp's role is a method that the kernel calls
+and that not all warps run, or else follows from the instructions that it issues.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class Function:
 @dataclass(frozen=True)
 class _Definition:
     function: Function
+    calls: frozenset[str]  # names of the methods that it calls
     first: int  # of the decorators
     line: int  # of the `def`
     last: int
@@ -163,7 +164,14 @@ def _definitions(file: str) -> tuple[_Definition, ...]:
             if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 first = min([child.lineno, *(d.lineno for d in child.decorator_list)])
                 function = Function(file, owner, child.name)
-                found.append(_Definition(function, first, child.lineno, child.end_lineno or child.lineno))
+                calls = (
+                    n.func.attr
+                    for n in ast.walk(child)
+                    if isinstance(n, ast.Call) and isinstance(n.func, ast.Attribute)
+                )
+                found.append(
+                    _Definition(function, frozenset(calls), first, child.lineno, child.end_lineno or child.lineno)
+                )
             visit(child, child.name if isinstance(child, ast.ClassDef) else owner)
 
     visit(tree, "")
@@ -188,14 +196,14 @@ def function_at(source: str | None) -> Function | None:
     return definition.function if definition is not None and in_body else None
 
 
-def kernel_function(kernel: Kernel) -> Function | None:
+def _kernel_definition(kernel: Kernel) -> _Definition | None:
     """The function that is the kernel: the one on whose `def` most instructions of nobody's lie."""
-    counts: Counter[Function] = Counter()
+    counts: Counter[_Definition] = Counter()
     for instruction in kernel.instructions:
         if instruction.source:
             definition, in_body = _definition_at(instruction.source)
             if definition is not None and not in_body:
-                counts[definition.function] += 1
+                counts[definition] += 1
     return counts.most_common(1)[0][0] if counts else None
 
 
@@ -296,18 +304,21 @@ class Activity:
     works: set[str]
 
 
+def _is_role(function: Function, entry: _Definition) -> bool:
+    """Whether it is a method that the kernel calls."""
+    kernel = entry.function
+    return (function.file, function.owner) == (kernel.file, kernel.owner) and function.name in entry.calls
+
+
 def name_roles(warps: Mapping[int, Activity], kernel: Kernel, roles: Roles | None = None) -> dict[int, str]:
     """The roles of a CTA's warps, by number."""
-    entry = kernel_function(kernel)
+    entry = _kernel_definition(kernel)
     everyone = set.intersection(*(set(a.functions) for a in warps.values())) if warps else set()
     names = {}
     for warp, activity in warps.items():
-        own = {
-            f.name: spent
-            for f, spent in activity.functions.items()
-            if entry is not None and (f.file, f.owner) == (entry.file, entry.owner) and f not in everyone and f != entry
-        }
+        own = {f: n for f, n in activity.functions.items() if f not in everyone and entry and _is_role(f, entry)}
+        role = max(own, key=own.__getitem__).name if own else ""
         kinds = {w.split()[0] if w.startswith("wgmma") else w for w in activity.works}
         inferred = next((role for kind, role in _ISSUES.items() if kind in kinds), "other")
-        names[warp] = _given(roles, warp) or (max(own, key=lambda f: own[f]) if own else inferred)
+        names[warp] = _given(roles, warp) or role or inferred
     return names
