@@ -75,28 +75,28 @@ class Agents:
 
 
 class Clocks:
-    """`known` [planes, warps of the wave, agents of a cluster]; `engine` [warps]: stamps of the groups being filled."""
+    """`known` [planes, warps of the wave, agents of a cluster]; `stamps` [warps]: of what their agents do now, by kind.
+
+    `version` counts the changes of both.
+    """
 
     def __init__(self, wave: Wave, barriers: int) -> None:
         self.wave = wave
         self.agents = Agents(wave)
-        self.count = 0
+        self.count = self.version = 0
         warps = wave.lanes // 32
         self.known = np.zeros((PLANES, warps, 0), np.uint64)
         self.fenced: Array | None = None
         self.heard: Array | None = None
         self.objects: list[ObjectClocks] = []
         self.widen((self.agents.fixed + barriers) * self.agents.cluster_size)
-        every = np.arange(warps)
-        self.first = {kind: agents.astype(np.uint64) << np.uint64(AGENT_SHIFT) for kind, agents in self._kinds()}
-        for kind in ("warp", "strong"):
-            self.known[HAPPENS_BEFORE, every, self.agents.of_warp[kind]] += TICK
-        self.engine = {kind: self.first[kind] + TICK for kind in ENGINES}
+        self.stamps = {
+            kind: (agents.astype(np.uint64) << np.uint64(AGENT_SHIFT)) + TICK
+            for kind, agents in self.agents.of_warp.items()
+        }
+        self._know_oneself(np.arange(warps))
         self._closed = {kind: np.zeros((warps, REMEMBERED_GROUPS), np.uint64) for kind in ENGINES}
         self._closings = {kind: np.zeros(warps, np.int64) for kind in ENGINES}
-
-    def _kinds(self) -> list[tuple[str, Array]]:
-        return list(self.agents.of_warp.items())
 
     def widen(self, agents: int) -> None:
         """Makes room for more agents."""
@@ -105,32 +105,43 @@ class Clocks:
         new = np.arange(self.count, agents, dtype=np.uint64) << np.uint64(AGENT_SHIFT) | np.uint64(INSTRUCTION)
         self.known = np.concatenate([self.known, np.broadcast_to(new, (*self.known.shape[:2], new.size))], axis=2)
         self.count = agents
+        self.version += 1
         for other in self.objects:
             other.widen(agents)
         self.fenced, self.heard = _widened(self.fenced, agents), _widened(self.heard, agents)
 
     # ---- stamps
 
-    def stamps(self, kind: str, warps: Array) -> Array:
-        """What marks an access of these warps' agents now; the instruction is still to be added."""
-        if kind in ENGINES:
-            return self.engine[kind][warps]
-        own = self.known[HAPPENS_BEFORE, warps, self.agents.of_warp[kind][warps]]
-        return own ^ np.uint64(INSTRUCTION)
-
     def tick(self, warps: Array) -> None:
         """What these warps do from now on is not known to those who learn of them what they have done so far."""
         for kind in ("warp", "strong"):
-            self.known[HAPPENS_BEFORE, warps, self.agents.of_warp[kind][warps]] += TICK
+            self.stamps[kind][warps] += TICK
+        self._know_oneself(warps)
+
+    def _know_oneself(self, warps: Array) -> None:
+        for kind in ("warp", "strong"):
+            own = self.stamps[kind][warps] | np.uint64(INSTRUCTION)
+            self.known[HAPPENS_BEFORE, warps, self.agents.of_warp[kind][warps]] = own
+        self.version += 1
+
+    def advance(self, kind: str, warps: Array) -> None:
+        """What these warps' engines are given from now on is told apart from what they were given before."""
+        self.stamps[kind][warps] += TICK
+        self.version += 1
+
+    def learn(self, warps: Array, rows: Array) -> None:
+        """These warps, no one twice, know from now on what the clocks [planes, warps, agents] say."""
+        self.known[:, warps] = np.maximum(self.known[:, warps], rows)
+        self.version += 1
 
     # ---- groups of asynchronous operations
 
     def close(self, kind: str, warps: Array) -> None:
         """These warps close a group."""
         number = self._closings[kind][warps]
-        self._closed[kind][warps, number % REMEMBERED_GROUPS] = self.engine[kind][warps]
+        self._closed[kind][warps, number % REMEMBERED_GROUPS] = self.stamps[kind][warps]
         self._closings[kind][warps] = number + 1
-        self.engine[kind][warps] += TICK
+        self.advance(kind, warps)
 
     def await_groups(self, kind: str, warps: Array, newest: int) -> None:
         """All groups but the newest ones of these warps are complete, and they know it.
@@ -144,20 +155,21 @@ class Clocks:
 
     def await_all(self, kind: str, warps: Array) -> None:
         """Everything issued so far is complete, in closed groups or not."""
-        self._learn_engine(kind, warps, self.engine[kind][warps])
-        self.engine[kind][warps] += TICK
+        self._learn_engine(kind, warps, self.stamps[kind][warps])
+        self.advance(kind, warps)
 
     def _learn_engine(self, kind: str, warps: Array, stamps: Array) -> None:
         agents = self.agents.of_warp[kind][warps]
         rows = self.known[:, warps, agents]
         self.known[:, warps, agents] = np.maximum(rows, stamps | np.uint64(INSTRUCTION))
+        self.version += 1
 
     # ---- fences
 
     def fence(self, warps: Array) -> None:
         """A fence that makes a later relaxed arrival release, and earlier relaxed waits acquire."""
         if self.heard is not None:
-            self.known[:, warps] = np.maximum(self.known[:, warps], self.heard[:, warps])
+            self.learn(warps, self.heard[:, warps])
         if self.fenced is None:
             self.fenced = np.zeros_like(self.known)
         self.fenced[:, warps] = self.known[:, warps]
@@ -214,7 +226,6 @@ class ObjectClocks:
     def acquire(self, lanes: Array, objects: Array, *, relaxed: bool = False) -> None:
         """The warps of these lanes learn what has been passed on to an object each."""
         warps, objects = distinct(lanes, objects)
-        known = self.clocks.known
         while warps.size:
             # a warp whose lanes wait at several objects learns from one of them at a time
             now = np.concatenate([[True], warps[1:] != warps[:-1]])
@@ -222,7 +233,7 @@ class ObjectClocks:
             if relaxed:
                 self.clocks.hear(warps[now], rows)
             else:
-                known[:, warps[now]] = np.maximum(known[:, warps[now]], rows)
+                self.clocks.learn(warps[now], rows)
             warps, objects = warps[~now], objects[~now]
 
     def reset(self, objects: Array) -> None:
@@ -308,7 +319,7 @@ class MbarrierClocks:
         """The phases in progress complete after what these lanes' warps have issued to their `kind` so far."""
         warps, objects = distinct(lanes, self.objects(keys))
         agents = self.clocks.agents.of_warp[kind][warps]
-        stamps = self.clocks.engine[kind][warps] | np.uint64(INSTRUCTION)
+        stamps = self.clocks.stamps[kind][warps] | np.uint64(INSTRUCTION)
         for rows in self.pending.rows:
             np.maximum.at(rows, (objects, agents), stamps)
-        self.clocks.engine[kind][np.unique(warps)] += TICK
+        self.clocks.advance(kind, np.unique(warps))

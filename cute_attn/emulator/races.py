@@ -36,6 +36,7 @@ _GENERIC = ("warp", "strong", "cp.async")
 """Agents of the generic proxy; copies that report to mbarriers, bulk copies and wgmma belong to the async proxy."""
 _WAITS = {"cp.async": "cp.async.wait_group", "bulk": "cp.async.bulk.wait_group", "wgmma": "wgmma.wait_group"}
 _SHIFT = np.uint64(AGENT_SHIFT)
+_NOBODY = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class _Access:
     group: Group
     index: int
     lanes: Array
+    warps: Array
     stamps: Array
     kind: str
     elements: Array
@@ -76,6 +78,10 @@ class Races:
         self.strong = ObjectClocks(self.clocks, clusters)
         self.mbarriers = MbarrierClocks(self.clocks, wave.shared.stride // 8, accesses.barriers)
         self._last = {verb: np.zeros((clusters, self.clocks.count), np.uint64) for verb in ("read", "write")}
+        self._news = {"read": 0, "write": 0}
+        self._noted: dict[tuple[str, str], tuple[Group, int]] = {}
+        self._suspected: dict[tuple[str, int], tuple[object, Array]] = {}
+        self._jointly: dict[tuple[int, int], tuple[int, Array]] = {}
 
     # ---- accesses by instructions of warps
 
@@ -101,8 +107,19 @@ class Races:
 
     def read_by_ctas(self, group: Group, elements: Array, nbytes: int, positions: Array, index: int) -> None:
         """As `read` for positions in the first of the group's warps in each CTA: all of them read these elements."""
-        for warp in range(group.warps_per_cta):
-            self.read(group, elements, nbytes, positions + 32 * warp, index)
+        count = group.warps_per_cta
+        table = group.warps.reshape(-1, count)
+        if count == 1 or not (table[:, -1] - table[:, 0] == count - 1).all():
+            for warp in range(count):
+                self.read(group, elements, nbytes, positions + 32 * warp, index)
+            return
+        access = self._access(group, group.lane_numbers[positions], elements, nbytes, index, "warp")
+        access = replace(access, together=count)
+        self._check_writes(access, "read")
+        self._note_last("read", access)
+        for warp in range(count):
+            stamps = self.clocks.stamps["warp"][access.warps + warp] | np.uint64(index & INSTRUCTION)
+            self._note_read(replace(access, warps=access.warps + warp, stamps=stamps))
 
     def update(self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int) -> None:
         """An atomic read and write."""
@@ -177,7 +194,8 @@ class Races:
                 continue
             elements, row = _rows(place[0], place[2])
             if elements.size:
-                access = _Access(group, index, lanes[row], stamps[row], "mbarrier", elements, place[1])
+                lane = lanes[row]
+                access = _Access(group, index, lane, lane >> 5, stamps[row], "mbarrier", elements, place[1])
                 if proxy:
                     self._require_fence(access)
                 enter(access)
@@ -264,13 +282,18 @@ class Races:
         kind: str,
         data: Array | None = None,
     ) -> _Access:
-        stamps = self.clocks.stamps(kind, lanes >> 5) | np.uint64(index & INSTRUCTION)
+        warps = lanes >> 5
+        stamps = self.clocks.stamps[kind].take(warps)
+        stamps |= np.uint64(index & INSTRUCTION)
         elements = elements if elements.ndim == 2 else elements[:, None]
-        return _Access(group, index, lanes, stamps, kind, elements, nbytes, data)
+        return _Access(group, index, lanes, warps, stamps, kind, elements, nbytes, data)
 
     def _read(self, access: _Access) -> None:
         self._check_writes(access, "read")
         self._note_last("read", access)
+        self._note_read(access)
+
+    def _note_read(self, access: _Access) -> None:
         agents = (access.stamps >> _SHIFT).view(np.int64)
         size = self.agents.cluster_size
         local = agents if size == 1 else agents // size
@@ -297,33 +320,52 @@ class Races:
 
     def _note_last(self, verb: str, access: _Access) -> None:
         """Keeps the newest stamp of every agent: of whom everything is known, nothing has to be looked up."""
+        if access.kind in OWN:
+            warps = access.group.warps  # perhaps more than take part, which does no harm
+            if self._noted.get((verb, access.kind)) == (access.group, self.clocks.version):
+                return
+            self._noted[verb, access.kind] = (access.group, self.clocks.version)
+            stamps = self.clocks.stamps[access.kind][warps]
+        else:
+            warps, stamps = access.warps, access.stamps
         last = self._last[verb]
         if last.shape[1] < self.clocks.count:
             more = np.zeros((last.shape[0], self.clocks.count - last.shape[1]), np.uint64)
             last = self._last[verb] = np.concatenate([last, more], axis=1)
-        if access.kind in OWN:  # of all warps of the group: one too many does no harm
-            warps = access.group.warps
-            stamps = self.clocks.stamps(access.kind, warps)
-        else:
-            warps, stamps = access.lanes >> 5, access.stamps
         last[self.agents.cluster_of_warp[warps], (stamps >> _SHIFT).view(np.int64)] = stamps | np.uint64(INSTRUCTION)
+        self._news[verb] += 1
 
     def _suspects(self, verb: str, access: _Access, plane: int = HAPPENS_BEFORE) -> Array:
         """Agents of which some warp of the group does not know everything."""
-        warps = access.group.warps
-        known = self.clocks.known[plane] if access.group.is_whole else self.clocks.known[plane, warps]
-        last = self._last[verb]
-        unknown: Array = (known[:, : last.shape[1]] < last[self.agents.cluster_of_warp[warps]]).any(0)
-        return np.flatnonzero(unknown)
+        now = (access.group, self.clocks.version, self._news[verb])
+        before, agents = self._suspected.get((verb, plane), (None, _NOBODY))
+        if before != now:
+            warps = access.group.warps
+            known = self.clocks.known[plane] if access.group.is_whole else self.clocks.known[plane, warps]
+            last = self._last[verb]
+            agents = np.flatnonzero((known[:, : last.shape[1]] < last[self.agents.cluster_of_warp[warps]]).any(0))
+            self._suspected[verb, plane] = (now, agents)
+        return agents
+
+    def _known(self, plane: int, together: int) -> Array:
+        """Flat [warps, agents]: what each warp and the next ones, `together` in all, know."""
+        if together == 1:
+            return self.clocks.known[plane].reshape(-1)
+        version, known = self._jointly.get((plane, together), (-1, _NOBODY))
+        if version != self.clocks.version:
+            own = self.clocks.known[plane]
+            lowest = own.copy()
+            for n in range(1, together):
+                np.minimum(lowest[:-n], own[n:], out=lowest[:-n])
+            known = lowest.reshape(-1)
+            self._jointly[plane, together] = (self.clocks.version, known)
+        return known
 
     def _unknown(self, access: _Access, stamps: Array, plane: int = HAPPENS_BEFORE) -> Array:
         """Which of the stamps [n, granules] the warps of the access do not know."""
-        agents = (stamps >> _SHIFT).view(np.int64)
-        known = self.clocks.known[plane].reshape(-1)
-        unknown = np.zeros(stamps.shape, bool)
-        for warp in range(access.together):
-            first = ((access.lanes >> 5) + warp) * self.clocks.count
-            unknown |= stamps > known.take(agents + first[:, None])
+        entry = (stamps >> _SHIFT).view(np.int64)
+        entry += (access.warps * self.clocks.count)[:, None]
+        unknown: Array = stamps > self._known(plane, access.together).take(entry)
         return unknown
 
     def _earlier(self, access: _Access, table: Array) -> Array:
@@ -373,9 +415,9 @@ class Races:
     def _check_each_other(self, access: _Access) -> None:
         """Two warps' writes of one instruction to the same place."""
         stamps = self._earlier(access, self.shadow.writes)
-        others = (stamps ^ access.stamps[:, None]) >> _SHIFT != 0
-        if access.kind == "strong" or not others.any():
+        if access.kind == "strong" or (stamps == access.stamps[:, None]).all():
             return
+        others = (stamps ^ access.stamps[:, None]) >> _SHIFT != 0
         if access.data is not None:
             unique, place = np.unique(access.elements[:, 0], return_inverse=True)
             written = np.zeros(unique.size, access.data.dtype)
@@ -448,7 +490,7 @@ class Races:
     def _owner(self, access: _Access, n: int, stamp: int) -> tuple[str, int, int]:
         """(kind, CTA of the wave, warp of the CTA or column of the mbarrier) of the stamp's agent."""
         kind, rank, number = self.agents.identify(stamp >> AGENT_SHIFT)
-        cluster = int(self.agents.cluster_of_warp[access.lanes[n] >> 5])
+        cluster = int(self.agents.cluster_of_warp[access.warps[n]])
         return kind, cluster * self.agents.cluster_size + rank, number
 
     def _who(self, access: _Access, n: int, stamp: int) -> str:
@@ -475,7 +517,7 @@ class Races:
         warp = cta * self.agents.warps + number
         wait = _WAITS[kind]
         agent = stamp >> AGENT_SHIFT
-        if warp == int(access.lanes[n] >> 5):
+        if warp == int(access.warps[n]):
             return f"{wait} is missing, or lets too many groups be in flight"
         if int(self.clocks.known[HAPPENS_BEFORE, warp, agent]) >= stamp:
             return f"no barrier orders this after its {wait}"
