@@ -155,6 +155,7 @@ def test_tiny_sums():
     a, b = {0: 2.0**-11, 1: 2.0**-24}, {0: 2.0**-14, 1: 2.0**-24}
     for target in ("sm_80", "sm_90a"):
         assert total(target, "f16.f16", a, b, k=16, accumulator="f16") == 0
+        assert total(target, "f16.f16", a | {1: 2.0**-19}, b, k=16, accumulator="f16") == 2.0**-24
         assert total(target, "f16.f16", a, b, k=16) == 2.0**-25 + 2.0**-48
         assert total(target, "bf16.bf16", {0: 2.0**-70, 1: 2.0**-75}, {0: 2.0**-70, 1: 2.0**-74}, k=16) == (
             2.0**-140 + 2.0**-149
