@@ -36,6 +36,11 @@ class Units:
     shared: SharedMemory | None = None
     extent: tuple[int, int] = (0, 0)
 
+    @property
+    def place(self) -> tuple[Array, int, Array | None]:
+        """(elements [copies, units], bytes of each, which of them)."""
+        return self.elements, self.view.itemsize, self.used
+
     def select(self, rows: Array) -> Units:
         """The same for other copies: `rows` names those that they repeat."""
         used = None if self.used is None else self.used[rows]

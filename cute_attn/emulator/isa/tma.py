@@ -195,7 +195,7 @@ def _load(issue: BulkIssue, found: TensorMap, read: Units, box_rows: int, destin
         written.write(rows, content)
 
     nbytes = np.full(destination.size, found.row_bytes * box_rows, np.int64)
-    report_to(issue, barriers, nbytes, perform)
+    report_to(issue, barriers, nbytes, perform, writes=written)
 
 
 @helper
@@ -248,4 +248,4 @@ def _store_boxes(issue: BulkIssue, found: TensorMap, read: Units, written: Units
             flush = element.endswith(".ftz")
             reduce_into(written, rows, content, operation, element.removesuffix(".ftz"), flush=flush)
 
-    put_in_group(issue, perform)
+    put_in_group(issue, perform, reads=read)
