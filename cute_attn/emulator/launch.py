@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections import Counter, deque
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from . import scheduler
 from .errors import InvalidLaunch
@@ -94,6 +96,11 @@ def _clusters_per_wave(kernel: Kernel, clusters: int, cluster_lanes: int, cooper
     return most
 
 
+@functools.cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
+
+
 def _instruction_counts(program: Program, executed: Array) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for block, lanes in zip(program.blocks, executed, strict=True):
@@ -169,7 +176,9 @@ def launch(
             wave.races = Races(wave, accesses)
         if traced is not None:
             traced.attach(wave)
-        scheduler.run(wave, program, executed)
+        with _libraries().limit(limits=1, user_api="blas"):
+            # The products are too small to share, and waiting threads of BLAS spin: six times slower on a busy machine.
+            scheduler.run(wave, program, executed)
     return LaunchRecord(
         name=kernel.name,
         grid=grid,
