@@ -245,6 +245,15 @@ def test_missing_fence(write: str, where: str) -> None:
     fenced.run()
 
 
+@pytest.mark.parametrize("where", ["", "bra.uni HERE; HERE:"], ids=["same block", "earlier block"])
+def test_zeroing_an_accumulator_needs_no_fence(where: str) -> None:
+    zero = "mov.b32 %r41, 0; " + "".join(f"mov.b32 %d{r}, {'0f00000000' if r % 2 else '%r41'};" for r in range(8))
+    end = f"{{steps}} {COMMIT} {wait(0)}"
+    kernel, with_c = product(f"{FENCE} {zero} {where} {end}")
+    product_alone = kernel.run()
+    assert (with_c - product_alone).any() and np.abs(with_c - product_alone).max() <= 9
+
+
 def test_missing_first_fence() -> None:
     kernel, _ = product(f"bra.uni HERE; HERE: {{steps}} {COMMIT} {wait(0)}")
     refuses(errors.MissingFence, "before the first wgmma of the warpgroup", kernel)

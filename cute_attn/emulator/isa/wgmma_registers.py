@@ -4,6 +4,8 @@
   "wgmma.mma_async"). Moving an accumulator that is in flight to other registers renames it, and frees the old ones.
 * A wgmma.fence must stand before a warpgroup's first wgmma, and between any write of an accumulator or A register and
   the wgmma that uses it (PTX ISA, "wgmma.fence"); instructions of one shape that share an accumulator need none.
+  A constant in an accumulator needs none either: LLVM moves the zeroing past the fence that the program wrote after it,
+  in NVIDIA's own kernels too, and ptxas puts it where it belongs.
 
 Which registers a block writes is known when it is compiled. So a wgmma behind a fence in its own block costs nothing,
 and otherwise times are compared, of the last fence and of the last run of each block. What is in flight is compared
@@ -21,6 +23,7 @@ from ..assembly import BlockCode, RegisterWrite
 from ..codegen import BlockBuilder
 from ..errors import MissingFence, RegisterInFlight
 from ..memory import Array
+from ..module import Kernel
 from ..registers import Split
 from ..registry import WATCHERS, helper
 from ..wave import Group, Wave
@@ -48,6 +51,11 @@ class FenceNote:
 
 def _by_wgmma(code: BlockCode) -> set[int]:
     return {note.index for note in code.notes if isinstance(note, WgmmaNote)}
+
+
+def _is_constant(kernel: Kernel, writer: int) -> bool:
+    instruction = kernel.instructions[writer]
+    return instruction.parts[0] == "mov" and instruction.operands[-1][0].isdigit()
 
 
 def _since_fence(code: BlockCode) -> tuple[dict[int, int], dict[int, int], bool]:
@@ -78,7 +86,7 @@ def check_fence(b: BlockBuilder, note: WgmmaNote) -> None:
     """Appends what finds a missing fence before this wgmma: nothing, where the block itself shows that it is there."""
     written, _, fenced = _since_fence(b.code)
     for register in (*note.d, *note.a):
-        if register in written:
+        if register in written and not (register in note.d and _is_constant(b.kernel, written[register])):
             b.effect(f"wgmma_unfenced(G, {register}, {written[register]}, {note.index})")
             return
     if not fenced:
@@ -104,6 +112,8 @@ def wgmma_fence_before(group: Group, note: WgmmaNote) -> None:
         group.fail(MissingFence, note.index, position, "no wgmma.fence before the first wgmma of the warpgroup")
     for register in (*note.d, *note.a):
         for block, writer in steps.registers.writers(register).items():
+            if register in note.d and _is_constant(group.wave.kernel, writer):
+                continue
             if (steps.ran[block, warpgroups] >= fenced).any():
                 wgmma_unfenced(group, register, writer, note.index)
 
