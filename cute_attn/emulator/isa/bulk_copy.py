@@ -171,7 +171,7 @@ def put_in_group(issue: BulkIssue, perform: Perform, *, reads: Units) -> None:
             elements, nbytes, used = reads.place
             races.read_later(issue.group, issue.lanes, elements, nbytes, issue.index, "bulk", used=used)
         units = reads.elements.shape[1] if reads.used is None else reads.used.sum(1)
-    CommitGroups.of(issue.wave, "bulk").issue(issue.lanes, perform, units * reads.view.itemsize)
+        CommitGroups.of(issue.wave, "bulk").issue(issue.lanes, perform, units * reads.view.itemsize)
 
 
 def address_in(ranks: Array, address: Array) -> Array:
