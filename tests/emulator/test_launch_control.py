@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cute_attn.emulator.errors import InvalidOperand
+from cute_attn.emulator.errors import OutOfBounds
 
 from .harness import run
 from .test_cluster import BARRIER
@@ -51,11 +51,22 @@ def test_every_tile_is_done_once_whoever_does_it(seed, get) -> None:
     assert len(np.unique(who)) < who.size  # some CTAs never started: their work was taken
 
 
-def test_the_first_cta_of_a_failed_cancellation_is_undefined() -> None:
-    body = PERSISTENT.format(wait=wait("16", "%r10", "again"), get=VECTOR).replace("@!%p1 bra done;", "")
+@pytest.mark.parametrize("get", [VECTOR, SCALARS])
+def test_the_first_cta_of_a_failed_cancellation_is_nobody(get) -> None:
+    """Programs may ask for it, and must not use it: here it is the number of the tile that is worked on next."""
+    body = PERSISTENT.format(wait=wait("16", "%r10", "again"), get=get).replace("@!%p1 bra done;", "")
     arrays = {"out": np.zeros((8, 6), np.uint32), "who": np.zeros((8, 6), np.uint32)}
-    with pytest.raises(InvalidOperand, match="is_canceled first"):
+    with pytest.raises(OutOfBounds):
         run(body, arrays, grid=(6, 8, 1), block=(1, 1, 1), shared=32)
+    asked_first = body.replace("bra work;", "@%p1 bra work;")
+    run(
+        asked_first,
+        arrays := {name: np.zeros((8, 6), np.uint32) for name in arrays},
+        grid=(6, 8, 1),
+        block=(1, 1, 1),
+        shared=32,
+    )
+    assert (arrays["out"] == 1).all()
 
 
 @pytest.mark.parametrize("seed", SEEDS)

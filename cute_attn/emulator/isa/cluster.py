@@ -13,13 +13,14 @@ import numpy as np
 
 from ..assembly import EXIT
 from ..codegen import BlockBuilder
-from ..errors import BarrierMismatch, OutOfBounds
+from ..errors import BarrierMismatch
 from ..memory import CLUSTER_SHIFT, Array
 from ..module import Instruction
 from ..registry import EXPLAINERS, WAKERS, action, emits, helper
 from ..wave import Group, Wave
 
 _RANK_MASK = ~np.uint64(0xFF << CLUSTER_SHIFT)
+_MOST_RANK = np.uint32(0xFE)
 
 
 # ---- addresses
@@ -30,8 +31,7 @@ def mapa(b: BlockBuilder, i: Instruction) -> None:
     """The address of the same variable in the CTA of a rank: 32 bits in the shared window, or 64 bits generic."""
     dtype = "uint64" if i.parts[-1] == "u64" and "shared@cluster" not in i.parts else "uint32"
     address, rank = b.read(i.operands[1], dtype), b.read(i.operands[2], "uint32")
-    value = b.checked(f"map_address(G, {address}, {rank}, {i.index})")
-    b.write(i.operands[0], value, dtype)
+    b.write(i.operands[0], f"map_address({address}, {rank})", dtype)
 
 
 @emits("getctarank", types="u32 u64", modifiers="shared::cluster")
@@ -41,16 +41,11 @@ def getctarank(b: BlockBuilder, i: Instruction) -> None:
 
 
 @helper
-def map_address(group: Group, address: Any, rank: Any, index: int) -> Any:
-    ranks = group.spread(rank)
-    if (bad := ranks >= group.wave.cluster_size).any():
-        first = int(np.argmax(bad))
-        size = group.wave.cluster_size
-        group.fail(OutOfBounds, index, first, f"mapa to rank {int(ranks[first])}: the cluster has {size} CTAs")
+def map_address(address: Any, rank: Any) -> Any:
+    """An address of a rank that the cluster does not have is found when it is used: programs compute more than that."""
     kind = address.dtype.type
-    return (address & kind(_RANK_MASK & np.uint64(np.iinfo(kind).max))) | (
-        (rank.astype(kind) + kind(1)) << kind(CLUSTER_SHIFT)
-    )
+    field = np.minimum(rank, _MOST_RANK).astype(kind) + kind(1)
+    return (address & kind(_RANK_MASK & np.uint64(np.iinfo(kind).max))) | (field << kind(CLUSTER_SHIFT))
 
 
 @helper

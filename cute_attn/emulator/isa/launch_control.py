@@ -13,7 +13,7 @@ import numpy as np
 from ..access import active, shared_elements
 from ..async_work import Transfers
 from ..codegen import BlockBuilder
-from ..errors import InvalidOperand, UnknownInstruction
+from ..errors import UnknownInstruction
 from ..memory import CLUSTER_SHIFT, Array
 from ..module import Instruction
 from ..registry import emits, helper
@@ -41,7 +41,10 @@ def try_cancel(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("clusterlaunchcontrol.query_cancel")
 def query_cancel(b: BlockBuilder, i: Instruction) -> None:
-    """is_canceled gives a predicate, get_first_ctaid {x, y, z, _} or one of them."""
+    """is_canceled gives a predicate, get_first_ctaid {x, y, z, _} or one of them, undefined where nothing was canceled.
+
+    Programs ask both at once and drop what is undefined, so that is 0xFFFFFFFF, which no CTA has, and not a finding.
+    """
     words = b.assign(f"cancel_answer(G, {b.read(i.operands[1], 'complex128')})")
     form = i.parts[2]
     if form == "is_canceled":
@@ -50,10 +53,9 @@ def query_cancel(b: BlockBuilder, i: Instruction) -> None:
     chosen = "xyz" if "v4" in i.parts else form.removeprefix(f"{_FIRST_CTA}@")
     if not form.startswith(_FIRST_CTA) or chosen not in ("x", "y", "z", "xyz"):
         raise UnknownInstruction(i.text)
-    canceled = f"{words}[3] != {b.constant(0, 'uint32')}"
-    b.effect(f"require_canceled(G, {canceled}, {b.mask}, {i.index})")
+    undefined = b.constant(0xFFFFFFFF, "uint32")
     for dest, axis in zip(b.vector(i.operands[0]), chosen, strict=False):
-        b.write(dest, f"{words}[{'xyz'.index(axis)}]", "uint32")
+        b.write(dest, f"where({words}[3] != 0, {words}[{'xyz'.index(axis)}], {undefined})", "uint32")
 
 
 @helper
@@ -92,11 +94,3 @@ def cancel_launch(group: Group, answer: Any, barrier: Any, everyone: bool, mask:
 def cancel_answer(group: Group, value: Any) -> Array:
     """[4, lanes] words of answers."""
     return np.ascontiguousarray(group.spread(value).view(np.uint32).reshape(-1, 4).T)
-
-
-@helper
-def require_canceled(group: Group, canceled: Any, mask: Any, index: int) -> None:
-    wrong = ~canceled if mask is None else ~canceled & group.spread(mask)
-    if wrong.any():
-        what = "get_first_ctaid of an answer that is no cancellation: ask is_canceled first"
-        group.fail(InvalidOperand, index, int(np.argmax(wrong)), what)
