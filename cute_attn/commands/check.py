@@ -46,7 +46,8 @@ INPUTS: dict[str, Callable[[tuple[int, ...], torch.Generator], torch.Tensor]] = 
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that name a recipe, a problem and its random inputs."""
     parser.add_argument("--recipe", default="int8")
     parser.add_argument("--arch", help="GPU target (default: the GPU's, or sm_80 on the emulator)")
     for name, default in (("batch", 1), ("heads", 2), ("seq-q", 128), ("seq-k", 128), ("head-dim", 128)):
@@ -57,6 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layout", choices=LAYOUTS, default="bhsd", help="default: %(default)s")
     parser.add_argument("--inputs", choices=tuple(INPUTS), default="normal", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_problem_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
@@ -118,7 +123,8 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
     return figures
 
 
-def run(arguments: argparse.Namespace) -> int:
+def named_problem(arguments: argparse.Namespace) -> tuple[Problem, Arch]:
+    """What the options name. Raises NotImplementedError where there is no kernel for it."""
     problem = Problem(
         batch=arguments.batch,
         heads=arguments.heads,
@@ -132,6 +138,11 @@ def run(arguments: argparse.Namespace) -> int:
     arch = resolve_arch(arguments.arch, torch.empty(0, device=backend_device()))
     if not (answer := dispatch.supports(arguments.recipe, arch.name, problem)):
         raise NotImplementedError(answer.reason)
+    return problem, arch
+
+
+def run(arguments: argparse.Namespace) -> int:
+    problem, arch = named_problem(arguments)
     figures = compare(problem, arch, arguments)
     distance = figures["kernel_vs_simulator"]
     right = not figures["findings"] and (

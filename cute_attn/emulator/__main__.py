@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import runpy
 import sys
 import traceback
@@ -13,6 +15,7 @@ from cute_attn.arch import ARCHS
 from cute_attn.emulator.capture import Settings, findings, launches, settings
 from cute_attn.emulator.errors import EmulatorError
 from cute_attn.emulator.launch import LaunchRecord
+from cute_attn.emulator.trace import short_name, trace
 
 _DESCRIPTION = """\
 Run a program that compiles and launches CuTe DSL kernels, without a GPU: its kernels' PTX is executed on the CPU, and
@@ -57,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         "they never use (default: %(default)s)",
     )
     parser.add_argument("--profile", action="store_true", help="measure seconds per instruction family (slower)")
+    parser.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write what the warps of each launch's first CTAs do and wait for, for ui.perfetto.dev (logical time)",
+    )
     parser.add_argument("--quiet", action="store_true", help="do not list the launches")
     parser.add_argument(
         "-m", dest="module", action="store_true", help="the program is a module's name, as in python -m"
@@ -108,15 +116,10 @@ def _table(records: list[LaunchRecord]) -> str:
         else:
             rows.append([key, 1, record.seconds])
     head = ["kernel", "grid", "cluster", "block", "shared", "launches", "seconds"]
-    cells = [head, *([_short(key[0]), *key[1:], str(count), f"{seconds:.3f}"] for key, count, seconds in rows)]
+    cells = [head, *([short_name(key[0]), *key[1:], str(count), f"{seconds:.3f}"] for key, count, seconds in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in cells]
     return "\n".join("  ".join(row).rstrip() for row in padded)
-
-
-def _short(name: str, most: int = 60) -> str:
-    name = name.removeprefix("kernel_cutlass_")
-    return name if len(name) <= most else f"{name[: most - 1]}…"
 
 
 def _report(quiet: bool) -> None:
@@ -136,13 +139,19 @@ def _report(quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
+    if options.trace:
+        os.environ["CUTE_DSL_LINEINFO"] = "1"  # which the compiler reads when it is imported
     from cute_attn.emulator import foreign  # brings PyTorch, which --help does without
 
     foreign.install(options.arch)
     changes = {name: getattr(options, name) for name in ("seed", "multiprocessors", "uninitialized_shared", "profile")}
-    with settings(**changes):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(settings(**changes))
+        recorder = stack.enter_context(trace(options.trace)) if options.trace else None
         status = _run(options.program, options.arguments, options.module)
     _report(options.quiet)
+    if recorder is not None and not options.quiet:
+        print(f"\n{recorder.summary()}\nwritten to {options.trace}", file=sys.stderr)
     return status or int(bool(findings()))
 
 
