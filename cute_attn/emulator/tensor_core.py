@@ -55,10 +55,10 @@ LEAST_EXPONENT = {
 }
 """Exponent of the smallest normal number. Subnormal factors are not normalised: they count with this exponent."""
 _ELEMENT_BYTES = {"f16": 2, "bf16": 2, "tf32": 4}
-_ZERO = -100_000
-"""The exponent of zero: below every other."""
-_CHUNK = 1 << 21
-"""Products held at a time."""
+_ZERO = -8000
+"""The exponent of zero: below every other, and four of them still fit into int16."""
+_CHUNK = 1 << 15
+"""Sums formed at a time: about what the caches hold."""
 
 
 @dataclass(frozen=True)
@@ -152,48 +152,68 @@ def model_for(
 
 
 def _exponents(x: Array, least: int) -> Array:
-    """int32 exponents of float64 x, subnormals of a format with that least exponent clamped to it."""
+    """int16 exponents of float64 x, subnormals of a format with that least exponent clamped to it."""
     exponents = np.maximum(np.frexp(x)[1] - 1, least)
-    return np.where(x == 0, _ZERO, np.where(np.isfinite(x), exponents, 0)).astype(np.int32)
+    return np.where(x == 0, _ZERO, np.where(np.isfinite(x), exponents, 0)).astype(np.int16)
+
+
+def _power_of_two(exponents: Array) -> Array:
+    """float64 2^e for |e| < 1000."""
+    return (exponents.astype(np.int64) + 1023 << 52).view(np.float64)
 
 
 def _truncate_f32(x: Array) -> Array:
-    """float64 -> float32 toward zero; beyond the range infinity, and no negative zero."""
+    """float64 -> float32 toward zero; beyond the range infinity."""
     nearest = x.astype(np.float32)
     bits = nearest.view(np.uint32)
     beyond = np.abs(nearest.astype(np.float64)) > np.abs(x)
     result = np.where(beyond, bits - np.uint32(1), bits).astype(np.uint32).view(np.float32)
-    overflow = np.abs(x) >= 2.0**128
-    return np.where(overflow, np.copysign(np.float32(np.inf), nearest), result) + np.float32(0)
+    return np.where(np.abs(x) >= 2.0**128, np.copysign(np.float32(np.inf), nearest), result)
 
 
-def _round(x: Array, result: str) -> Array:
-    """float64 -> the accumulator's format, as float32."""
+def _round(x: Array, result: str, *, ordinary: bool) -> Array:
+    """float64 -> the accumulator's format, as float32 without negative zero.
+
+    ordinary: every x is finite, and zero or at least 2^-126.
+    """
     if result == "f16":
         return x.astype(np.float16).astype(np.float32) + np.float32(0)
+    dropped = 29 if result == "f32" else 39  # of float64's 52 bits of fraction
+    if ordinary and np.abs(x).max(initial=0) < 2.0**128:
+        return (x.view(np.int64) & -(1 << dropped)).view(np.float64).astype(np.float32) + np.float32(0)
     truncated = _truncate_f32(x)
     if result == "e8m13":
         mask = np.where(np.isnan(truncated), np.uint32(0xFFFFFFFF), np.uint32(0xFFFFFC00))
         truncated = (truncated.view(np.uint32) & mask).view(np.float32)
-    return truncated
+    return truncated + np.float32(0)
 
 
-def _aligned_sum(terms: Array, exponents: Array, c: Array, model: Model) -> Array:
-    """One group: float64 terms and their exponents [..., group], c [...] float32 -> the new accumulator."""
+Term = tuple[Array, Array, Array, Array]
+"""Two float64 factors and their exponents, int16; they broadcast to the shape of the accumulator."""
+
+
+def _aligned_sum(terms: list[Term], c: Array, model: Model) -> Array:
+    """One group: the products and float32 c -> the new accumulator."""
     wide = c.astype(np.float64)
-    top = np.maximum(exponents.max(-1), _exponents(wide, -14 if model.result == "f16" else -126))
-    top = np.maximum(top, model.least)
-    steps = np.trunc(np.ldexp(terms, (model.fraction - top)[..., None])).sum(-1)
-    steps += np.trunc(np.ldexp(wide, model.fraction - top))
-    return _round(np.ldexp(steps, top - model.fraction), model.result)
+    top = np.maximum(_exponents(wide, -14 if model.result == "f16" else -126), np.int16(model.least))
+    for _, _, exponent_a, exponent_b in terms:
+        np.maximum(top, exponent_a + exponent_b, out=top)
+    scale = _power_of_two(model.fraction - top)
+    steps = np.trunc(wide * scale)
+    for a, b, _, _ in terms:
+        np.multiply(a, b, out=wide)
+        np.multiply(wide, scale, out=wide)
+        steps += np.trunc(wide, out=wide)
+    ordinary = int(top.min(initial=0)) - model.fraction >= -126 and bool(np.isfinite(steps).all())
+    return _round(steps * _power_of_two(top - model.fraction), model.result, ordinary=ordinary)
 
 
-def _groups(x: Array, model: Model) -> Array:
-    """[..., k] -> [..., groups, group] in the order in which the hardware takes them."""
-    if not model.halves:
-        return x.reshape(*x.shape[:-1], -1, model.group)
-    quads = x.reshape(*x.shape[:-1], -1, 2, 2)  # a 32-bit register holds four elements
-    return quads.swapaxes(-3, -2).reshape(*x.shape[:-1], 2, model.group)
+def _order(k: int, model: Model) -> Array:
+    """Positions along k, [groups, group], in the order in which the hardware takes them."""
+    positions = np.arange(k)
+    if model.halves:
+        positions = positions.reshape(-1, 2, 2).swapaxes(0, 1)  # a 32-bit register holds four elements
+    return positions.reshape(-1, model.group)
 
 
 def dot(
@@ -204,12 +224,12 @@ def dot(
     a [..., m, k], b [..., n, k], c [..., m, n]: the elements' values in any float dtype, leading dimensions alike.
     scale_a [..., m, scales], scale_b [..., n, scales]: the block scales' values, each for k / scales elements.
     """
-    lead, (m, k), n = a.shape[:-2], a.shape[-2:], b.shape[-2]
+    lead, m, n = a.shape[:-2], a.shape[-2], b.shape[-2]
     count = int(np.prod(lead, dtype=np.int64))
     a, b, c = (x.reshape(count, *x.shape[-2:]) for x in (a, b, c))
     if scale_a is not None and scale_b is not None:
         scale_a, scale_b = (x.reshape(count, *x.shape[-2:]) for x in (scale_a, scale_b))
-    step = max(1, _CHUNK // (m * n * min(k, model.group)))
+    step = max(1, _CHUNK // (m * n))
     with np.errstate(all="ignore"):
         results = []
         for start in range(0, count, step):
@@ -229,12 +249,11 @@ def _dot(model: Model, a: Array, b: Array, c: Array, scales: tuple[Array, Array]
     else:
         exponents_a = _exponents(a, LEAST_EXPONENT[model.a])
         exponents_b = _exponents(b, LEAST_EXPONENT[model.b])
-    a, exponents_a = _groups(a, model)[:, :, None], _groups(exponents_a, model)[:, :, None]
-    b, exponents_b = _groups(b, model)[:, None], _groups(exponents_b, model)[:, None]
+    a, exponents_a = (np.ascontiguousarray(np.moveaxis(x, -1, 0))[..., None] for x in (a, exponents_a))
+    b, exponents_b = (np.ascontiguousarray(np.moveaxis(x, -1, 0))[..., None, :] for x in (b, exponents_b))
     total = np.zeros_like(c) if model.c_last else c
-    for g in range(a.shape[-2]):
-        products = a[..., g, :] * b[..., g, :]
-        total = _aligned_sum(products, exponents_a[..., g, :] + exponents_b[..., g, :], total, model)
+    for group in _order(len(a), model):
+        total = _aligned_sum([(a[i], b[i], exponents_a[i], exponents_b[i]) for i in group], total, model)
     if not model.c_last:
         return total
     exact = total.astype(np.float64) + c.astype(np.float64)
@@ -245,7 +264,8 @@ def _scaled(x: Array, scale: Array, element: str, model: Model) -> tuple[Array, 
     """Elements times their block's scale, and the sum of both exponents."""
     assert model.scale is not None
     wide = np.repeat(scale.astype(np.float64), x.shape[-1] // scale.shape[-1], axis=-1)
-    return x * wide, _exponents(x, LEAST_EXPONENT[element]) + _exponents(wide, LEAST_EXPONENT[model.scale])
+    exponents = _exponents(x, LEAST_EXPONENT[element]) + _exponents(wide, LEAST_EXPONENT[model.scale])
+    return x * wide, np.maximum(exponents, np.int16(_ZERO))
 
 
 def _dot_of_scaled_blocks(a: Array, b: Array, c: Array, scale_a: Array, scale_b: Array, model: Model) -> Array:
@@ -254,10 +274,14 @@ def _dot_of_scaled_blocks(a: Array, b: Array, c: Array, scale_a: Array, scale_b:
     blocks = a.shape[-1] // model.block
     left = a.reshape(*a.shape[:-1], blocks, model.block).swapaxes(1, 2)
     right = b.reshape(*b.shape[:-1], blocks, model.block).swapaxes(1, 2).swapaxes(2, 3)
-    sums = np.moveaxis(left @ right, 1, -1)  # [count, m, n, blocks]
-    nothing = np.moveaxis((left != 0).astype(np.float64) @ (right != 0).astype(np.float64), 1, -1) == 0
+    sums = left @ right  # [count, blocks, m, n]
+    nothing = (left != 0).astype(np.float64) @ (right != 0).astype(np.float64) == 0
     wide_a, wide_b = (np.repeat(s.astype(np.float64), blocks // s.shape[-1], axis=-1) for s in (scale_a, scale_b))
     least = LEAST_EXPONENT[model.scale]
-    exponents = _exponents(wide_a, least)[:, :, None] + _exponents(wide_b, least)[:, None]
-    terms = sums * wide_a[:, :, None] * wide_b[:, None]
-    return _aligned_sum(terms, np.where(nothing, _ZERO, exponents), c, model)
+    terms = []
+    for n in range(blocks):
+        factor_a, factor_b = wide_a[:, :, None, n], wide_b[:, None, :, n]
+        exponents = _exponents(factor_a, least) + _exponents(factor_b, least)
+        exponents = np.where(nothing[:, n], np.int16(_ZERO), exponents)
+        terms.append((sums[:, n], factor_a * factor_b, exponents, np.int16(0)))
+    return _aligned_sum(terms, c, model)
