@@ -124,11 +124,9 @@ def test_more_warps_than_the_count():
 
 @pytest.mark.parametrize("seed", [None, 8])
 def test_arrivals_that_nobody_takes_up(seed):
-    body = "setp.lt.u32 %p1, %r50, 32; @%p1 bra END; bar.arrive 6, 96; {more} END: mov.u32 %r1, 1;"
-    with pytest.raises(BarrierMismatch, match=r"barrier 6 was never complete: 64 of 96 threads .* warps \[1, 2\]") as e:
-        run(body.format(more=""), block=(96, 1, 1), grid=(2, 1, 1), seed=seed)
-    assert e.value.instruction == "bar.arrive 6, 96"
-    # Credit for another round that never comes is no mistake.
+    """Turns that nobody is left to take are no mistake, before the first round or after the last."""
+    body = "setp.lt.u32 %p1, %r50, 32; @%p1 bra END; bar.arrive 6, 96; END: mov.u32 %r1, 1;"
+    run(body, block=(96, 1, 1), grid=(2, 1, 1), seed=seed)
     credit = ROUNDS.replace("END:", "@!%p1 bar.arrive 1, 96; END:", 1).replace(
         "bra END; CONSUMER", "bra LAST; CONSUMER"
     )

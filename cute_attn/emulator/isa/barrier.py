@@ -3,8 +3,8 @@
 A thread count counts whole warps: the lanes that a warp's end of the block leaves empty, or that have exited, arrive
 with the others of their warp. A barrier is complete when its count is reached, also by arrivals alone, and then starts
 anew (PTX ISA, "bar, barrier"). What the ISA leaves undefined is a finding: other counts, or another kind of barrier,
-than those who are there have given; a warp that arrives twice; more warps than the count; arrivals at a barrier that
-is never completed.
+than those who are there have given; a warp that arrives twice; more warps than the count. Arrivals at a barrier that is
+never complete are none: a ping-pong kernel leaves the turn of a warpgroup that gets no tile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..codegen import BlockBuilder
 from ..errors import BarrierMismatch, DivergentWarp, InvalidOperand
 from ..memory import Array
 from ..module import Instruction
-from ..registry import EXPLAINERS, FINISHERS, WAKERS, action, emits
+from ..registry import EXPLAINERS, WAKERS, action, emits
 from ..wave import Group, Wave
 
 BARRIERS = 16
@@ -31,7 +31,7 @@ class NamedBarriers:
 
     [ctas, 16]: `arrived`, arrivals that do not wait, of the phase that is being filled; `expected`, its thread count
     (0: every thread, -1: nobody has come yet); `kind`, of `_KINDS`; `warps`, a bit for each warp that has come; `last`,
-    the instruction that came last; `completed`, whether the barrier has been complete at any time.
+    the instruction that came last.
     [lanes]: `at`, the barrier where a lane waits or -1, `reading`, the instruction there, and `votes`, its predicate.
     """
 
@@ -39,7 +39,6 @@ class NamedBarriers:
         shape = (len(wave.ctas), BARRIERS)
         self.arrived, self.kind, self.warps, self.last = np.zeros((4, *shape), np.int64)
         self.expected = np.full(shape, -1)
-        self.completed = np.zeros(shape, bool)
         self.at, self.reading = np.full((2, wave.lanes), -1)
         self.votes = np.zeros(wave.lanes, bool)
 
@@ -241,7 +240,6 @@ def _complete(wave: Wave, state: NamedBarriers, ctas: Array, number: int) -> Non
     """The barrier of that number is complete in these CTAs: who waits goes on, and it starts anew."""
     state.arrived[ctas, number] = state.warps[ctas, number] = 0
     state.expected[ctas, number] = -1
-    state.completed[ctas, number] = True
     table = state.at.reshape(len(wave.ctas), wave.cta_lanes)
     freed = np.zeros(table.shape, bool)
     freed[ctas] = table[ctas] == number
@@ -308,25 +306,5 @@ def _wake(wave: Wave) -> None:
         _release(wave, state, np.flatnonzero(state.expected.reshape(-1) >= 0))
 
 
-def _check_finished(wave: Wave) -> None:
-    """Arrivals are left over where a barrier was never complete; a last one that nobody takes up is common."""
-    if "barriers" not in wave.state:
-        return
-    state = NamedBarriers.of(wave)
-    left = np.argwhere((state.arrived > 0) & ~state.completed)
-    if left.size:
-        cta, number = (int(v) for v in left[0])
-        warps = [warp for warp in range(32) if int(state.warps[cta, number]) >> warp & 1]
-        lane = cta * wave.cta_lanes + 32 * (warps[0] if warps else 0)
-        Group(wave, np.array([lane])).fail(
-            BarrierMismatch,
-            int(state.last[cta, number]),
-            0,
-            f"barrier {number} was never complete: {int(state.arrived[cta, number])} of "
-            f"{int(state.expected[cta, number])} threads have arrived, warps {warps}, and every thread has exited",
-        )
-
-
 EXPLAINERS.append(_explain)
 WAKERS.append(_wake)
-FINISHERS.append(_check_finished)
