@@ -34,6 +34,7 @@ from .wave import Group, Wave
 NAMED_BARRIERS = 16
 _GENERIC = ("warp", "strong", "cp.async")
 """Agents of the generic proxy; copies that report to mbarriers, bulk copies and wgmma belong to the async proxy."""
+_STRONG_WRITES = "strong writes"
 _WAITS = {"cp.async": "cp.async.wait_group", "bulk": "cp.async.bulk.wait_group", "wgmma": "wgmma.wait_group"}
 _SHIFT = np.uint64(AGENT_SHIFT)
 _NOBODY = np.zeros(0, np.int64)
@@ -119,7 +120,7 @@ class Races:
         self._note_last("read", access)
         for warp in range(count):
             stamps = self.clocks.stamps["warp"][access.warps + warp] | np.uint64(index & INSTRUCTION)
-            self._note_read(replace(access, warps=access.warps + warp, stamps=stamps))
+            self._note(replace(access, stamps=stamps), "warp")
 
     def update(self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int) -> None:
         """An atomic read and write."""
@@ -129,12 +130,19 @@ class Races:
     def _strong(
         self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int, *, writes: bool
     ) -> None:
-        """An access that races with no other of its kind, and may acquire and release."""
+        """An access that races with no other of its kind, and may acquire and release.
+
+        It is entered beside the last write, not in its place: what came before still has to be known.
+        """
         parts = self.wave.kernel.instructions[index].parts
         lanes = _lanes(group, positions)
         clusters = self.agents.cluster_of_warp[lanes >> 5]
         access = self._access(group, lanes, elements, nbytes, index, "strong")
-        (self._write if writes else self._read)(access)
+        self._check_writes(access, "write" if writes else "read")
+        if writes:
+            self._check_reads(access)
+        self._note_last("write" if writes else "read", access)
+        self._note(access, _STRONG_WRITES if writes else "strong")
         if not writes or parts[0] == "atom":
             self.strong.acquire(lanes, clusters, relaxed=not {"acquire", "acq_rel"}.intersection(parts))
         if writes:
@@ -291,9 +299,10 @@ class Races:
     def _read(self, access: _Access) -> None:
         self._check_writes(access, "read")
         self._note_last("read", access)
-        self._note_read(access)
+        self._note(access, access.kind)
 
-    def _note_read(self, access: _Access) -> None:
+    def _note(self, access: _Access, table: str) -> None:
+        """Enters the access among the last ones of each agent."""
         agents = (access.stamps >> _SHIFT).view(np.int64)
         size = self.agents.cluster_size
         local = agents if size == 1 else agents // size
@@ -304,12 +313,12 @@ class Races:
         shadow, nbytes = self.shadow, access.nbytes
         relative = 0 if size == 1 else (agents - access.elements[:, 0] * nbytes // self.wave.shared.stride) % size
         if not np.any(relative):
-            shadow.note_read(shadow.reads_by(0, access.kind, count), rows, access.elements, nbytes, access.stamps)
+            shadow.note(shadow.accesses_by(0, table, count), rows, access.elements, nbytes, access.stamps)
             return
         for other in np.unique(relative).tolist():
             some = relative == other
-            readers = shadow.reads_by(other, access.kind, count)
-            shadow.note_read(readers, rows[some], access.elements[some], nbytes, access.stamps[some])
+            by_agent = shadow.accesses_by(other, table, count)
+            shadow.note(by_agent, rows[some], access.elements[some], nbytes, access.stamps[some])
 
     def _write(self, access: _Access) -> None:
         self._check_writes(access, "write")
@@ -374,7 +383,8 @@ class Races:
         return stamps[:, :1] if stamps.shape[1] > 4 and (stamps == stamps[:, :1]).all() else stamps
 
     def _check_writes(self, access: _Access, verb: str) -> None:
-        if not self._suspects("write", access).size:
+        suspects = self._suspects("write", access)
+        if not suspects.size:
             return
         stamps = self._earlier(access, self.shadow.writes)
         unknown = self._unknown(access, stamps)
@@ -382,40 +392,44 @@ class Races:
             unknown &= ~self._harmless(access, stamps)
             if unknown.any():
                 self._report(access, unknown, stamps, verb, "write")
+        if access.kind != "strong":
+            self._check_each_agent(access, suspects, verb, "write")
 
     def _check_reads(self, access: _Access) -> None:
         suspects = self._suspects("read", access)
-        if not suspects.size:
-            return
-        wanted = {(kind, row) for kind, _, row in map(self.agents.identify, suspects.tolist())}
-        for (_, kind), readers in self.shadow.readers.items():
-            if kind == access.kind == "strong":
+        if suspects.size:
+            self._check_each_agent(access, suspects, "write", "read")
+
+    def _check_each_agent(self, access: _Access, suspects: Array, verb: str, earlier: str) -> None:
+        """Checks against the last read, or the last strong write, of each of the agents."""
+        wanted: set[tuple[str, int]] | None = None
+        for (_, table), by_agent in self.shadow.by_agent.items():
+            if (table == _STRONG_WRITES) != (earlier == "write") or table == access.kind == "strong":
                 continue
-            for row in sorted(readers.used):
-                if (kind, row) in wanted:
-                    stamps = self._earlier(access, readers.stamps[row])
+            if wanted is None:
+                wanted = {(kind, row) for kind, _, row in map(self.agents.identify, suspects.tolist())}
+            for row in sorted(by_agent.used):
+                if (table.removesuffix(" writes"), row) in wanted:
+                    stamps = self._earlier(access, by_agent.stamps[row])
                     if (unknown := self._unknown(access, stamps)).any():
-                        self._report(access, unknown, stamps, "write", "read")
+                        self._report(access, unknown, stamps, verb, earlier)
 
     def _kinds(self, stamps: Array) -> Array:
         """Per stamp the number of its agent's kind in OWN; what follows stands for the copies that report."""
         return (stamps >> _SHIFT).view(np.int64) // (self.agents.cluster_size * self.agents.warps)
 
     def _harmless(self, access: _Access, stamps: Array) -> Array:
-        """Where the earlier write was one of a kind with this access, or wrote what is written now."""
-        kinds = self._kinds(stamps)
-        if access.kind == "strong":
-            return kinds == OWN.index("strong")
+        """Where the earlier write, of another warp, wrote what is written now."""
         if access.data is None:
             return np.zeros(stamps.shape, bool)
         old = self.wave.shared.views[access.nbytes].take(access.elements[:, 0])
         same = _bytes(old, stamps.shape) == _bytes(access.data, stamps.shape)
-        return same.all(2) & (kinds == OWN.index("warp"))
+        return same.all(2) & (self._kinds(stamps) == OWN.index("warp"))
 
     def _check_each_other(self, access: _Access) -> None:
         """Two warps' writes of one instruction to the same place."""
         stamps = self._earlier(access, self.shadow.writes)
-        if access.kind == "strong" or (stamps == access.stamps[:, None]).all():
+        if (stamps == access.stamps[:, None]).all():
             return
         others = (stamps ^ access.stamps[:, None]) >> _SHIFT != 0
         if access.data is not None:

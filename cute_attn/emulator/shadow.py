@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clocks import OWN, Agents
+from .clocks import Agents
 from .memory import Array, SharedMemory
 from .module import Instruction, Kernel
 from .registry import instruction_type
@@ -58,8 +58,11 @@ def _is_strong(i: Instruction) -> bool:
     return any(part in _STRONG for part in i.parts) or i.parts[0] in ("atom", "red")
 
 
-class Readers:
-    """The last reads of one kind of agents of a CTA: [agents of that kind, granules of the wave]."""
+class ByAgent:
+    """The last accesses of one kind of agents of a CTA: `stamps` [agents of that kind, granules of the wave].
+
+    used: the agents that have made any.
+    """
 
     def __init__(self, agents: int, granules: int) -> None:
         self.stamps = np.zeros((agents, granules), np.uint64)
@@ -72,14 +75,17 @@ class Readers:
 
 
 class ShadowMemory:
-    """`writes` [granules of the wave]; `readers` by (rank relative to the memory's own CTA, kind)."""
+    """`writes` [granules of the wave]; `by_agent`: reads, and writes that are kept apart, in tables of their own.
+
+    Their key is the agent's rank relative to the CTA whose memory it is, and the table's name.
+    """
 
     def __init__(self, shared: SharedMemory, granule: int, agents: Agents) -> None:
         self.granule = granule
         self.agents = agents
         self.per_cta = shared.stride // granule
         self.writes = np.zeros(shared.owners * self.per_cta, np.uint64)
-        self.readers: dict[tuple[int, str], Readers] = {}
+        self.by_agent: dict[tuple[int, str], ByAgent] = {}
 
     def granules(self, elements: Array, nbytes: int) -> Array:
         """[n, m] elements of `nbytes` -> [n, m * granules per element]."""
@@ -110,20 +116,19 @@ class ShadowMemory:
         for n in range(count):
             table[first + n if n else first] = values
 
-    def reads_by(self, relative: int, kind: str, columns: int) -> Readers:
-        """The reads of one kind of agents, made at their first use. columns: how many mbarriers there are."""
-        key = (relative, kind)
-        wanted = self.agents.warps if kind in OWN else columns
-        if key not in self.readers:
-            self.readers[key] = Readers(wanted, self.writes.size)
-        elif len(self.readers[key].stamps) < wanted:
-            self.readers[key].enlarge(wanted)
-        return self.readers[key]
+    def accesses_by(self, relative: int, table: str, agents: int) -> ByAgent:
+        """A table of accesses, made at its first use, for so many agents."""
+        key = (relative, table)
+        if key not in self.by_agent:
+            self.by_agent[key] = ByAgent(agents, self.writes.size)
+        elif len(self.by_agent[key].stamps) < agents:
+            self.by_agent[key].enlarge(agents)
+        return self.by_agent[key]
 
-    def note_read(self, readers: Readers, rows: Array, elements: Array, nbytes: int, stamps: Array) -> None:
-        """rows [n]: which of the readers has read the elements [n, m]."""
+    def note(self, by_agent: ByAgent, rows: Array, elements: Array, nbytes: int, stamps: Array) -> None:
+        """rows [n]: which of the agents accesses the elements [n, m]."""
         if nbytes < self.granule:
             elements, nbytes = elements * nbytes // self.granule, self.granule
-        readers.used.update(np.flatnonzero(np.bincount(rows)).tolist())
+        by_agent.used.update(np.flatnonzero(np.bincount(rows)).tolist())
         per_row = self.writes.size // (nbytes // self.granule)
-        self._put(readers.stamps.reshape(-1), (rows * per_row)[:, None] + elements, nbytes, stamps)
+        self._put(by_agent.stamps.reshape(-1), (rows * per_row)[:, None] + elements, nbytes, stamps)

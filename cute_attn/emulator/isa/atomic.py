@@ -237,9 +237,9 @@ def _place(
     total = values[0].dtype.itemsize * len(values)
     if space == "shared":
         elements, low, high = shared_elements(group, lanes, total, positions, index, "atomic access")
-        require_written(group, elements, total, low, high, positions, index)
         if (races := group.wave.races) is not None:
             races.update(group, elements, total, positions, index)
+        require_written(group, elements, total, low, high, positions, index)
         views = group.wave.shared.views
     else:
         elements = global_elements(group, lanes, total, positions, index, "atomic access")

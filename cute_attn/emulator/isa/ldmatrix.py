@@ -204,14 +204,14 @@ def _row_elements(
 def _load(group: Group, address: Any, form: MatrixForm, index: int, first_warps: bool) -> Array:
     """[registers, owners, 8] rows of registers."""
     elements, low, high, lanes = _row_elements(group, address, form.registers, index, "read", first_warps=first_warps)
+    if (races := group.wave.races) is not None:
+        (races.read_by_ctas if first_warps else races.read)(group, elements, 16, lanes, index)
     if form.packed_bits:
         require_written(group, elements * 2, 8, low, high, lanes, index)
         if form.packed_bits == 6:
             require_written(group, elements * 4 + 2, 4, low, high, lanes, index)
     else:
         require_written(group, elements, 16, low, high, lanes, index)
-    if (races := group.wave.races) is not None:
-        (races.read_by_ctas if first_warps else races.read)(group, elements, 16, lanes, index)
     rows = group.wave.shared.views[16].take(elements).reshape(form.registers, -1, 8)
     return _registers_from_rows(rows, form)
 

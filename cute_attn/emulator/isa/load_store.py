@@ -219,9 +219,9 @@ def load_shared(group: Group, address: Any, size: int, count: int, mask: Any, in
     total = size * count
     lanes, positions = active(group, address, mask)
     elements, low, high = shared_elements(group, lanes, total, positions, index, "read")
-    require_written(group, elements, total, low, high, positions, index)
     if (races := group.wave.races) is not None:
         races.read(group, elements, total, positions, index)
+    require_written(group, elements, total, low, high, positions, index)
     return scatter_lanes(group, as_columns(group.wave.shared.views[total].take(elements), size, count), positions)
 
 
