@@ -373,13 +373,17 @@ def test_stmatrix_is_the_inverse(trans):
 
 def test_movmatrix_transposes():
     source = np.random.default_rng(0).integers(0, 2**16, (8, 8), np.uint16)
-    out = np.zeros_like(source)
     body = """
         mad.wide.u32 %rd5, %r50, 4, %rd0; mad.wide.u32 %rd6, %r50, 4, %rd1; ld.global.b32 %r1, [%rd5];
-        movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r1; st.global.b32 [%rd6], %r2;
+        setp.lt.u32 %p1, %r50, LIMIT; mov.b32 %r2, %r1;
+        GUARD movmatrix.sync.aligned.m8n8.trans.b16 %r2, %r1; st.global.b32 [%rd6], %r2;
     """
-    run(body, {"source": source, "out": out})
-    assert (out == source.T).all()
+    for guard, limit, expected in (("", 0, source.T), ("@%p1", 32, source.T), ("@%p1", 0, source)):
+        out = np.zeros_like(source)
+        run(body.replace("GUARD", guard).replace("LIMIT", str(limit)), {"source": source, "out": out})
+        assert (out == expected).all()
+    with pytest.raises(DivergentWarp, match="executed by 5 of the 32 lanes"):
+        run(body.replace("GUARD", "@%p1").replace("LIMIT", "5"), {"source": source, "out": out})
 
 
 LDMATRIX = "ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%r20, %r21, %r22, %r23}, [%r3];"

@@ -130,10 +130,8 @@ def stmatrix(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("movmatrix.sync.aligned.m8n8.trans.b16")
 def movmatrix(b: BlockBuilder, i: Instruction) -> None:
-    if b.guard is not None:
-        raise UnknownInstruction(i.opcode)
     value = b.read(i.operands[1], "uint32")
-    b.write(i.operands[0], f"matrix_transpose(G, {value}, {i.index})", "uint32")
+    b.write(i.operands[0], f"matrix_transpose(G, {b.mask}, {value}, {i.index})", "uint32")
 
 
 # ---- rows and registers
@@ -267,7 +265,14 @@ def matrix_store(group: Group, guard: Any, address: Any, form: MatrixForm, value
 
 
 @helper
-def matrix_transpose(group: Group, value: Any, index: int) -> Any:
+def matrix_transpose(group: Group, guard: Any, value: Any, index: int) -> Any:
+    words = group.spread(value)
+    if guard is not None:
+        chosen = group.spread(guard)
+        result = np.zeros(group.size, np.uint32)
+        if chosen.any():
+            result[chosen] = matrix_transpose(group.part(chosen), None, words[chosen], index)
+        return result
     group.require_whole_warps(index)
-    rows = np.ascontiguousarray(group.spread(value)).view(np.complex128).reshape(-1, 8)
+    rows = np.ascontiguousarray(words).view(np.complex128).reshape(-1, 8)
     return _transposed(rows).reshape(-1).view(np.uint32)
