@@ -72,6 +72,11 @@ class Operation:
     arguments: dict[str, Any] = field(default_factory=dict)
     lane: int = 0  # among the tracks of its engine, where operations overlap
 
+    def join(self, other: Operation) -> None:
+        """Adds another issue of the same group."""
+        self.start, self.end = min(self.start, other.start), max(self.end, other.end)
+        self.nbytes, self.issues = self.nbytes + other.nbytes, self.issues + other.issues
+
 
 Cause = Operation | int | None
 """What ended a wait: an operation, or a warp by its number in the wave."""
@@ -330,30 +335,29 @@ class WaveTrace:
         self._took_part(warps.reshape(-1), what)
         shown = np.flatnonzero(self._shown[lanes >> 5])
         keys = np.stack([self._unit(kind, lanes[shown]), groups[shown]])
-        for column in np.unique(keys, axis=1).T.tolist():
-            rows = shown[(keys == np.array(column)[:, None]).all(0)]
-            moved = int(np.broadcast_to(nbytes, lanes.shape)[rows].sum())
-            self._add_to_group(
-                kind, column[0], column[1], int(start[rows].min()), int(end[rows].max()), what, moved, lanes[rows[0]]
+        moved = np.broadcast_to(nbytes, lanes.shape)
+        for unit, group in np.unique(keys, axis=1).T.tolist():
+            rows = shown[(keys[0] == unit) & (keys[1] == group)]
+            part = Operation(
+                int(self.wave.ctas[self.wave.cta_of_lane[lanes[rows[0]]]]),
+                self._engine(kind, int(lanes[rows[0]])),
+                int(start[rows].min()),
+                int(end[rows].max()),
+                what,
+                int(moved[rows].sum()),
+                np.unique(lanes[rows] >> 5).size,
+                {"group": group},
             )
+            if (whole := self._group_operations.setdefault((kind, unit, group), part)) is not part:
+                whole.join(part)
+            else:
+                self.launch.operations[part.cta].append(part)
 
-    def _add_to_group(
-        self, kind: str, unit: int, group: int, start: int, end: int, what: str, nbytes: int, lane: int
-    ) -> None:
-        known = self._group_operations.get((kind, unit, group))
-        if known is not None:
-            known.start, known.end = min(known.start, start), max(known.end, end)
-            known.nbytes += nbytes
-            known.issues += 1
-            return
+    def _engine(self, kind: str, lane: int) -> str:
         warp = int(self.wave.thread_of_lane[lane]) >> 5
-        engine = {"wgmma": f"wgmma of warps {warp} to {warp + 3}", "cp.async": "groups of cp.async"}.get(
-            kind, f"{kind} groups of warp {warp}"
-        )
-        cta = int(self.wave.ctas[self.wave.cta_of_lane[lane]])
-        operation = Operation(cta, engine, start, end, what, nbytes, arguments={"group": group})
-        self._group_operations[kind, unit, group] = operation
-        self.launch.operations[cta].append(operation)
+        if kind == "wgmma":
+            return f"wgmma of warps {warp} to {warp + 3}"
+        return "groups of cp.async" if kind == "cp.async" else f"{kind} groups of warp {warp}"
 
     def _unit(self, kind: str, lanes: Array) -> Array:
         """Who shares a track: the CTA's cp.async of one group number are one operation, others are per warp."""

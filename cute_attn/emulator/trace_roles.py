@@ -1,8 +1,8 @@
 """What a trace calls things, and what they cost: instructions, stretches of a block, warps.
 
 Where the program keeps line information, a stretch of instructions is called after the function that they come from,
-and otherwise after the work that fills most of it. A warp's role is a method that the kernel calls
-and that not all warps run, or else follows from the instructions that it issues.
+and otherwise after the work that fills most of it. A warp's role is a method that the kernel calls and in which not all
+warps spend their time, or else follows from the instructions that it issues.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ _PLAIN_WEIGHT = 0.25
 
 Roles = Mapping[int | tuple[int, int], str] | Callable[[int], str | None]
 """Names of warps: by number, by half-open range of numbers, or by a function; those left out are inferred."""
+
+_RARER = 10
+"""How many times as much time as some other warp a warp spends in a method that is its role."""
 
 # ---- instructions
 
@@ -313,10 +316,13 @@ def _is_role(function: Function, entry: _Definition) -> bool:
 def name_roles(warps: Mapping[int, Activity], kernel: Kernel, roles: Roles | None = None) -> dict[int, str]:
     """The roles of a CTA's warps, by number."""
     entry = _kernel_definition(kernel)
-    everyone = set.intersection(*(set(a.functions) for a in warps.values())) if warps else set()
+
+    def is_special(function: Function, spent: int) -> bool:
+        return min(a.functions[function] for a in warps.values()) * _RARER < spent
+
     names = {}
     for warp, activity in warps.items():
-        own = {f: n for f, n in activity.functions.items() if f not in everyone and entry and _is_role(f, entry)}
+        own = {f: n for f, n in activity.functions.items() if entry and _is_role(f, entry) and is_special(f, n)}
         role = max(own, key=own.__getitem__).name if own else ""
         kinds = {w.split()[0] if w.startswith("wgmma") else w for w in activity.works}
         inferred = next((role for kind, role in _ISSUES.items() if kind in kinds), "other")
