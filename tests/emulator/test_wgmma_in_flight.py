@@ -162,7 +162,7 @@ def refuses(error: type[errors.EmulatorError], match: str, kernel: Program) -> N
 )
 @pytest.mark.parametrize("where", ["", "bra.uni HERE; HERE:"], ids=["same block", "later block"])
 def test_accumulator_used_in_flight(use: str, where: str) -> None:
-    base = f"setp.eq.u32 %p0, %r50, 1; {FENCE} {{steps}} {COMMIT}"
+    base = f"setp.eq.u32 %p0, %r50, 1; mov.b32 %r40, 0; mov.b64 %rd30, 0; {FENCE} {{steps}} {COMMIT}"
     # What is stored at the end keeps the operations alive that only compute.
     keep = "mov.b32 %d0, %r40; mov.b32 %d0, %d3; st.global.b32 [%rd4], %r40; st.global.b64 [%rd4], %rd30;"
     early, _ = product(f"{base} {where} {use} {wait(0)} {keep}")
@@ -252,6 +252,20 @@ def test_zeroing_an_accumulator_needs_no_fence(where: str) -> None:
     kernel, with_c = product(f"{FENCE} {zero} {where} {end}")
     product_alone = kernel.run()
     assert (with_c - product_alone).any() and np.abs(with_c - product_alone).max() <= 9
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_another_warpgroup_is_still_in_flight(seed: int | None) -> None:
+    """One CTA has waited, and uses its registers, while the other, which issued together with it, has not."""
+    body = f"""
+    {FENCE} {{steps}} {COMMIT} mov.u32 %r40, %ctaid.x; setp.eq.u32 %p0, %r40, 1; @%p0 bra OTHER;
+    {wait(0)} {"".join(f"add.f32 %d{r}, %d{r}, 0f3F800000;" for r in range(8))} mov.b32 %a2, 0;
+    OTHER: {wait(0)}
+    """
+    kernel, exact = product(body, registers=True, settings={"seed": seed})
+    d = kernel.run(grid=2)
+    assert (d[0] == exact + 1).all()
+    assert (d[1] == exact).all()
 
 
 def test_missing_first_fence() -> None:

@@ -91,11 +91,11 @@ class Flight:
             multiplication.compute(rows)
         self.waited[leaders] = np.maximum(self.waited[leaders], self.groups.open[leaders] - newest)
         self.waits += 1
-        self._outstanding = [m for m in self._outstanding if not self.has_waited(m, slice(None))]
+        self._outstanding = [m for m in self._outstanding if self.in_flight(m).any()]
 
-    def has_waited(self, m: Multiplication, rows: Any) -> bool:
-        """Whether these warpgroups of a multiplication have waited for it."""
-        return bool((m.groups[rows] < self.waited[m.leaders[rows]]).all())
+    def in_flight(self, m: Multiplication) -> Array:
+        """[warpgroups] bool: those that have not waited for a multiplication."""
+        return m.groups >= self.waited[m.leaders]
 
 
 @dataclass(eq=False)
@@ -227,7 +227,7 @@ class Accumulators:
         self.parts = parts
         self.wave = parts[0][0].group.wave
         self._flight = Flight.of(self.wave)
-        self._known_at, self._waited = -1, False
+        self._known_at, self._waited, self._computed = -1, False, False
         self._selections: dict[int, tuple[Array, Accumulators | None]] = {}
 
     def same_as(self, other: Accumulators) -> bool:
@@ -243,31 +243,35 @@ class Accumulators:
         """Whether the program has waited for all of them."""
         if not self._waited and self._known_at != self._flight.waits:
             self._known_at = self._flight.waits
-            self._waited = all(
-                self._flight.has_waited(m, slice(None) if places is None else places // WARPGROUP)
+            self._waited = not any(
+                self._flight.in_flight(m)[slice(None) if places is None else places // WARPGROUP].any()
                 for m, places, _ in self.parts
             )
         return self._waited
 
     def value(self, slot: int, base: Array | None) -> Array:
         """Register `slot` of the accumulators; `base` has the lanes that none of them writes."""
+        if not self._computed:
+            self._require_computed()
         m, places, positions = self.parts[0]
+        assert m.result is not None
         if positions is None:
-            return self._of(m, slot, places)
+            return m.result[slot] if places is None else m.result[slot][places]
         result = np.empty(self.size, np.uint32) if base is None else base.copy()
         for m, places, positions in self.parts:
-            result[positions] = self._of(m, slot, places)
+            assert m.result is not None
+            result[positions] = m.result[slot] if places is None else m.result[slot][places]
         return result
 
-    @staticmethod
-    def _of(m: Multiplication, slot: int, places: Array | None) -> Array:
-        states = m.state if places is None else m.state[places // WARPGROUP]
-        if m.result is None or not (states == _DONE).all():
-            raise AccumulatorInFlight(
-                f"use of a copy of an accumulator register, taken while `{m.name}` was in flight: another wgmma has "
-                "gone on with the accumulator since"
-            )
-        return m.result[slot] if places is None else m.result[slot][places]
+    def _require_computed(self) -> None:
+        for m, places, _ in self.parts:
+            states = m.state if places is None else m.state[places // WARPGROUP]
+            if not (states == _DONE).all():
+                raise AccumulatorInFlight(
+                    f"use of a copy of an accumulator register, taken while `{m.name}` was in flight: another wgmma "
+                    "has gone on with the accumulator since"
+                )
+        self._computed = True
 
     def select(self, positions: Array) -> Accumulators | None:
         """The same for some of the lanes; None if none of these is written. Remembered by the array's identity."""

@@ -211,11 +211,14 @@ def watch(wave: Wave, group: Group, block: int) -> None:
         for write, _ in steps.registers.conflicts(block, note, after=True):
             _report(group, write, note.index, 0)
     for multiplication in Flight.of(wave).outstanding():
-        for write, slot in steps.registers.conflicts(block, multiplication.note, after=False):
+        if not (conflicts := steps.registers.conflicts(block, multiplication.note, after=False)):
+            continue
+        in_flight = multiplication.leaders[Flight.of(wave).in_flight(multiplication)]
+        mine = np.isin(wave.warpgroup_of_lane[in_flight], group.warpgroups)
+        for write, slot in conflicts if mine.any() else ():
             if slot < 0 or not _held_elsewhere(wave, multiplication, slot, write.register):
-                mine = np.isin(group.lane_numbers, multiplication.leaders)
-                if mine.any():
-                    _report(group, write, multiplication.index, int(np.argmax(mine)))
+                whose = wave.warpgroup_of_lane[group.lane_numbers] == wave.warpgroup_of_lane[in_flight[np.argmax(mine)]]
+                _report(group, write, multiplication.index, int(np.argmax(whose)))
 
 
 def _report(group: Group, write: RegisterWrite, index: int, position: int) -> None:
