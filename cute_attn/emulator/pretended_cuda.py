@@ -37,7 +37,7 @@ def install(arch: str) -> None:
 
     _mode.__enter__()  # for the rest of the process, as torch.set_default_device does
     _replace_torch_cuda(device)
-    _run_cuda_operators_on_the_cpu()
+    _stay_in_mode_where_pytorch_leaves_it()
     _replace_driver(device)
     _replace_runtime(device)
 
@@ -89,12 +89,6 @@ def _moved(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return tensor.clone()
 
 
-def _backward(tensor: torch.Tensor, gradient: Any = None, *args: Any, **kwargs: Any) -> None:
-    """`Tensor.backward`, with the mode in force while the program's own backward functions run."""
-    with _mode:
-        torch.autograd.backward(tensor, gradient, *args, **kwargs)
-
-
 _exposed: dict[int, tuple[StorageWeakRef, int]] = {}
 
 
@@ -120,7 +114,6 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.Tensor.cpu: _moved,
     torch.Tensor.pin_memory: lambda tensor, *_: tensor,
     torch.Tensor.record_stream: lambda *_: None,
-    torch.Tensor.backward: _backward,
     torch.Tensor.data_ptr: _data_ptr,
     torch.Tensor.get_device: lambda *_: 0,
     torch.Tensor.device.__get__: lambda *_: _CUDA,
@@ -263,12 +256,17 @@ def _replace_torch_cuda(device: Callable[[], Device]) -> None:
     torch.set_default_device = lambda device: set_default_device("cpu" if _is_cuda(device) else device)
 
 
-def _run_cuda_operators_on_the_cpu() -> None:
-    """`torch.library.custom_op(..., device_types="cuda")` registers for CPU tensors, and runs in the mode.
+def _stay_in_mode_where_pytorch_leaves_it() -> None:
+    """PyTorch takes a mode off while it handles a call; a program's own functions may run inside of that call.
 
-    The dispatcher calls an operator's body with every mode taken off.
+    They are the backward functions that it defines, and the operators, which are also registered for the CPU where the
+    program says ``device_types="cuda"``.
     """
-    custom_op = torch.library.custom_op
+    run_backward, custom_op = torch.autograd._engine_run_backward, torch.library.custom_op
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        with _mode:
+            return run_backward(*args, **kwargs)
 
     def anywhere(name: str, fn: Any = None, /, *, device_types: Any = None, **options: Any) -> Any:
         def register(body: Callable[..., Any]) -> Any:
@@ -283,6 +281,7 @@ def _run_cuda_operators_on_the_cpu() -> None:
 
         return register if fn is None else register(fn)
 
+    torch.autograd._engine_run_backward = backward
     torch.library.custom_op = anywhere
 
 
