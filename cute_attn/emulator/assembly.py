@@ -43,7 +43,8 @@ class RegisterWrite(NamedTuple):
 class BlockCode:
     """A block to be compiled: operations, what it reads first and writes (a guarded write reads first), how it ends.
 
-    `writes` are in order; `notes` are what families leave for themselves.
+    `writes` are in order; `late` are registers that the action at the block's end writes; `notes` are what families
+    leave for themselves.
     """
 
     operations: list[Operation] = field(default_factory=list)
@@ -51,6 +52,7 @@ class BlockCode:
     killed: set[int] = field(default_factory=set)
     final: dict[int, tuple[str, str]] = field(default_factory=dict)
     writes: list[RegisterWrite] = field(default_factory=list)
+    late: set[int] = field(default_factory=set)
     notes: list[Any] = field(default_factory=list)
     end: str = ""
     end_reads: tuple[str, ...] = ()

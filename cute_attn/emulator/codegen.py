@@ -132,6 +132,7 @@ class BlockBuilder:
     def written_after_block(self, dest: str) -> int:
         """The number of a register that the action at the block's end writes."""
         index = self.kernel.registers[dest]
+        self.code.late.add(index)
         if self.instruction.guard is None:
             self.code.killed.add(index)
         return index

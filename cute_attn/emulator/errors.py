@@ -96,3 +96,7 @@ class RegisterInFlight(EmulatorError):
 
 class MissingFence(EmulatorError):
     """A wgmma without a wgmma.fence between it and what wrote its registers."""
+
+
+class UninitializedRegister(EmulatorError):
+    """An address, a branch, a stored value or another operand that depends on a register the thread never wrote."""

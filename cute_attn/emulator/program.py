@@ -13,6 +13,7 @@ import numpy as np
 from . import isa, registry
 from .assembly import EXIT, BlockCode, assemble
 from .codegen import BlockBuilder
+from .definedness import follow_undefined
 from .module import Instruction, Kernel
 
 _NUMPY = """
@@ -43,7 +44,9 @@ class Program:
             if any(registry.needs_whole_warpgroups(instruction.opcode) for instruction in block)
         }
         self._codes = [self._emit(number, block, targets) for number, block in enumerate(self.blocks)]
-        self._live_out = _live_out(self._codes)
+        live_in, self._live_out = _liveness(self._codes)
+        if follow_undefined(kernel, self.blocks, self._codes, self.constants, live_in):
+            _, self._live_out = _liveness(self._codes)
         self.derived: dict[str, Any] = {}
         self._functions: dict[tuple[int, bool, bool], Callable[..., Any]] = {}
 
@@ -105,8 +108,8 @@ class Program:
         return None
 
 
-def _live_out(codes: list[BlockCode]) -> list[set[int]]:
-    """Per block: the registers that some path after it reads before writing them."""
+def _liveness(codes: list[BlockCode]) -> tuple[list[set[int]], list[set[int]]]:
+    """Per block: the registers that it or some path after it reads before writing them, and those that a path does."""
     live_in = [set(code.live_in) for code in codes]
     live_out: list[set[int]] = [set() for _ in codes]
     changed = True
@@ -118,7 +121,7 @@ def _live_out(codes: list[BlockCode]) -> list[set[int]]:
                 live_out[i] = out
                 live_in[i] = codes[i].live_in | (out - codes[i].killed)
                 changed = True
-    return live_out
+    return live_in, live_out
 
 
 def compile_kernel(kernel: Kernel) -> Program:

@@ -85,7 +85,7 @@ def wait(b: BlockBuilder, i: Instruction) -> None:
     parity = "parity" in i.parts
     address = _address(b, i, i.operands[1])
     awaited = b.read(i.operands[2], "uint32" if parity else "uint64")
-    done = b.kernel.registers[i.operands[0]]
+    done = b.written_after_block(i.operands[0])
     b.finish(
         f"('mbarrier.wait', {guard}, {address}, {awaited}, {parity}, {i.parts[1] == 'try_wait'}, {done}, {i.index})",
         b.number,
