@@ -105,20 +105,23 @@ class BulkIssue:
             return cta, offset.astype(np.int64)
         return self.group.cta[self.positions], address.astype(np.int64)
 
-    def shared_units(self, cta: Array, offsets: Array, unit: int, verb: str, used: Array | None = None) -> Units:
-        """Units at `offsets` [copies, units] of the CTAs' shared memory."""
+    def shared_units(
+        self, cta: Array, start: Array, offsets: Array, unit: int, verb: str, used: Array | None = None
+    ) -> Units:
+        """Units of the CTAs' shared memory: `start` [copies] + `offsets`, [units] or [copies, units]."""
         shared = self.wave.shared
-        low, high = (int(offsets.min()), int(offsets.max()) + unit) if offsets.size else (0, 0)
-        if high > shared.size:
-            row = int(np.argmax(offsets.max(1)))
+        low, high = (start + offsets.min(-1), start + offsets.max(-1) + unit) if offsets.size else (start, start)
+        if high.size and int(high.max()) > shared.size:
+            row = int(np.argmax(high))
             self.fail(
                 OutOfBounds,
                 row,
-                f"shared {verb} of bytes {int(offsets[row].min()):#x} to {int(offsets[row].max()) + unit:#x} is out of "
-                f"bounds: the CTA has {shared.size} bytes of shared memory",
+                f"shared {verb} of bytes {int(low[row]):#x} to {int(high[row]):#x} is out of bounds: the CTA has "
+                f"{shared.size} bytes of shared memory",
             )
-        elements = (offsets >> LOG2[unit]) + shared.base(cta, unit)[:, None]
-        return Units(shared.views[unit], elements, used, shared, (low, high))
+        first = (start >> LOG2[unit]) + shared.base(cta, unit)
+        extent = (int(low.min(initial=shared.size)), int(high.max(initial=0)))
+        return Units(shared.views[unit], first[:, None] + (offsets >> LOG2[unit]), used, shared, extent)
 
     def require_written(self, units: Units) -> None:
         """Reports units of shared memory that nobody has written."""
@@ -127,19 +130,30 @@ class BulkIssue:
         elements, rows = (x.reshape(-1) if units.used is None else x[units.used] for x in (elements, rows))
         require_written(self.group, elements, units.view.itemsize, *units.extent, rows, self.index)
 
-    def global_units(self, address: Array, unit: int, verb: str, used: Array | None = None) -> Units:
-        """Units at the uint64 addresses [copies, units], which are aligned; those that are used must be in tensors."""
+    def global_units(self, start: Array, offsets: Array, unit: int, verb: str, used: Array | None = None) -> Units:
+        """Units of global memory: uint64 addresses `start` [copies, parts] + int64 `offsets` [units of a part].
+
+        Those that are used, [copies, parts * units], must be in tensors.
+        """
         memory = self.wave.memory
-        touched = address.reshape(-1) if used is None else address[used]
+        whole = used is None and offsets.size > 0
+        if not whole or memory.outside(start + np.uint64(offsets.min()), int(np.ptp(offsets)) + unit) is not None:
+            self._require_in_tensors(start, offsets, unit, verb, used)
+        first = memory.index(start, 1) >> LOG2[unit]
+        elements = (first[:, :, None] + (offsets >> LOG2[unit])).reshape(len(start), start.shape[1] * offsets.size)
+        return Units(memory.views[unit], elements if used is None else np.where(used, elements, 0), used)
+
+    def _require_in_tensors(self, start: Array, offsets: Array, unit: int, verb: str, used: Array | None) -> None:
+        address = start[:, :, None] + offsets.view(np.uint64)
+        address = address.reshape(len(start), start.shape[1] * offsets.size)
+        rows, columns = np.nonzero(np.ones(address.shape, bool) if used is None else used)
+        memory, touched = self.wave.memory, address[rows, columns]
         if (bad := memory.outside(touched, unit)) is not None:
             first = int(np.argmax(bad))
-            row = first // address.shape[1] if used is None else int(np.nonzero(used)[0][first])
             at = int(touched[first])
             self.fail(
                 OutOfBounds,
-                row,
+                int(rows[first]),
                 f"global {verb} of {unit} bytes at {at:#x}, part of a bulk copy, is out of bounds: "
                 f"{memory.describe(at, unit)} ({unit * int(bad.sum())} bytes in all)",
             )
-        elements = memory.index(address, unit)
-        return Units(memory.views[unit], elements if used is None else np.where(used, elements, 0), used)

@@ -110,12 +110,13 @@ _SWIZZLES = {
 class Places:
     """Where boxes lie in global memory, in units of `unit` bytes.
 
-    address: uint64 [boxes, units]; inside: bool [boxes, units], or None where no box leaves the tensor. The addresses
-    of units outside the tensor mean nothing.
+    start: uint64 addresses [boxes, 1]; offsets: int64 bytes from there to each unit, [units]; inside: bool [boxes,
+    units], or None where no box leaves the tensor. The addresses of units outside the tensor mean nothing.
     """
 
     unit: int
-    address: Array
+    start: Array
+    offsets: Array
     inside: Array | None
 
 
@@ -188,8 +189,8 @@ class TensorMap:
         strides = np.array(self.strides, np.int64)
         origin = column + coordinates[:, 1:] @ strides + np.uint64(self.address).astype(np.int64)
         offsets = ((self._deltas @ strides)[:, None] + inner).reshape(-1)
-        address = (origin[:, None] + offsets).view(np.uint64)
-        return Places(unit, address, self._inside(coordinates, column, width, inner))
+        start = origin[:, None].view(np.uint64)
+        return Places(unit, start, offsets, self._inside(coordinates, column, width, inner))
 
     def _inside(self, coordinates: Array, column: Array, width: int, inner: Array) -> Array | None:
         last = np.array([(n - 1) * step for n, step in zip(self.box, self.steps, strict=True)], np.int64)
@@ -201,14 +202,17 @@ class TensorMap:
         rows = np.logical_and.reduce((beyond >= 0) & (beyond < np.array(self.sizes[1:])), axis=2)
         return (rows[:, :, None] & columns[:, None, :]).reshape(len(coordinates), -1)
 
-    def shared_offsets(self, offset: Array, unit: int, rows: int) -> Array:
-        """[boxes, units] int64: where the units of `rows` rows lie that start at shared `offset` [boxes]."""
+    def shared_offsets(self, offset: Array, unit: int, rows: int) -> tuple[Array, Array]:
+        """Where the units of `rows` rows lie that begin at shared `offset` [boxes]: the sum of two int64 arrays.
+
+        The first is [boxes], the second [units] or, where the swizzle is in different phases, [boxes, units].
+        """
         phase = offset % PATTERN
-        start = (offset - phase)[:, None]
         if phase.size and (phase == phase[0]).all():
-            return start + self._shared_table(int(phase[0]), unit, rows)
+            return offset - phase, self._shared_table(int(phase[0]), unit, rows)
         kinds, which = np.unique(phase, return_inverse=True)
-        return start + np.stack([self._shared_table(int(kind), unit, rows) for kind in kinds])[which]
+        tables = [self._shared_table(int(kind), unit, rows) for kind in kinds]
+        return offset - phase, np.stack(tables)[which] if tables else np.zeros((0, 0), np.int64)
 
     def _shared_table(self, phase: int, unit: int, rows: int) -> Array:
         key = (phase, unit, rows)

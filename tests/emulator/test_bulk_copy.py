@@ -90,7 +90,7 @@ STORE = f"""
 
 
 def store(target, sizes, shared, body=STORE, **options) -> None:
-    arrays = {"target": target, "sizes": np.array(sizes, np.uint32), "from": shared}
+    arrays = {"target": target, "sizes": np.asarray(sizes, np.uint32), "from": shared}
     run(body, arrays, shared=SHARED, grid=(len(sizes), 1, 1), **options)
 
 
@@ -114,12 +114,16 @@ def test_byte_masks(hint):
         "[%r3], %r4;", f"[%r3], %r4, {'%rd11, ' if hint else ''}%h1;"
     )
     body = body.replace("mov.u32 %r3, 128;", f"mov.u32 %r3, 128; mov.b16 %h1, {mask};")
-    sizes, shared, target = [64, 32], shared_bytes(2), blocks(2)
+    sizes, shared = [64, 32], shared_bytes(2)
+    # The target has the lowest addresses: what is written elsewhere by mistake is written there.
+    pieces = blocks(2), shared, np.array(sizes, np.uint32).view(np.uint8)
+    memory = aligned(np.concatenate([piece.reshape(-1) for piece in pieces]))
+    target, shared = memory[:8192].reshape(2, 4096), memory[8192:-8].reshape(2, BARRIER)
     expected = target.copy()
     for row, source, size in zip(expected, shared, sizes, strict=True):
         kept = [k for k in range(size) if mask >> k % 16 & 1]
         row[kept] = source[128:][kept]
-    store(target, sizes, shared, body)
+    store(target, memory[-8:].view(np.uint32), shared, body)
     assert (target == expected).all()
 
 

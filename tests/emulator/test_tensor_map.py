@@ -121,7 +121,7 @@ def test_places_of_boxes(seed):
     per_element = size // places.unit if places.unit < size else 1
     for copy in range(3):
         address, inside = walk(sizes, strides, box, steps, first[copy].tolist(), size)
-        got = places.address[copy].view(np.int64)
+        got = places.start[copy].view(np.int64) + places.offsets
         used = np.ones(got.size, bool) if places.inside is None else places.inside[copy]
         per_unit = max(places.unit // size, 1)
         assert per_element == 1

@@ -222,11 +222,12 @@ MULTICAST = f"""
     barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
     setp.eq.u32 %p2, %r20, 0; setp.eq.u32 %p3, %r20, 2; and.pred %p2, %p2, %p1; and.pred %p3, %p3, %p1;
     mov.b16 %h1, 0xb; mov.b16 %h2, 0x5; mov.b64 %rd11, 0;
+    mapa.shared::cluster.u32 %r22, %r3, %r20; mapa.shared::cluster.u32 %r23, %r2, %r20;
     @%p2 cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster
         [%r3], [%rd0, {coordinates(2)}], [%r2], %h1;
-    add.u32 %r3, %r3, 512;
+    add.u32 %r22, %r22, 512;
     @%p3 cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster.L2::cache_hint
-        [%r3], [%rd0, {coordinates(2)}], [%r2], %h2, %rd11;
+        [%r22], [%rd0, {coordinates(2)}], [%r23], %h2, %rd11;
     {WAIT} {DUMP}
 """
 

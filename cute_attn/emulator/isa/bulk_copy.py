@@ -203,20 +203,19 @@ def _issue(group: Group, mask: Any, size: Any, index: int) -> tuple[BulkIssue, A
 
 
 def _span(size: Array) -> tuple[Array, Array | None]:
-    """(byte offsets of the units of copies of these sizes, [1, units]; which units each copy has, None if all)."""
-    offsets = np.arange(0, int(size.max(initial=0)), UNIT)[None, :]
+    """(byte offsets of the units of copies of these sizes, [units]; which units each copy has, None if all)."""
+    offsets = np.arange(0, int(size.max(initial=0)), UNIT)
     return offsets, None if (size == size[:1]).all() else offsets < size[:, None]
 
 
 def _global(issue: BulkIssue, address: Array, offsets: Array, used: Array | None, verb: str) -> Units:
     check_alignment(issue.group, address, UNIT, issue.positions, issue.index)
-    return issue.global_units(address[:, None] + offsets.astype(np.uint64), UNIT, verb, used)
+    return issue.global_units(address[:, None], offsets, UNIT, verb, used)
 
 
 def _shared(issue: BulkIssue, address: Array, offsets: Array, used: Array | None, verb: str) -> Units:
     cta, start = issue.shared_place(address, UNIT, verb)
-    places = start[:, None] + offsets
-    return issue.shared_units(cta, places if used is None else np.where(used, places, start[:, None]), UNIT, verb, used)
+    return issue.shared_units(cta, start, offsets if used is None else np.where(used, offsets, 0), UNIT, verb, used)
 
 
 @helper

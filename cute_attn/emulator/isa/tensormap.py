@@ -123,9 +123,9 @@ def change_map(
         check_alignment(group, start, MAP_ALIGNMENT, issue.positions, index)
         if window == "shared":
             cta, start = issue.shared_place(start.astype(np.uint32), MAP_ALIGNMENT, "write")
-            words = issue.shared_units(cta, start[:, None] + _WORDS, 4, "write")
+            words = issue.shared_units(cta, start, _WORDS, 4, "write")
         elif window == "global":
-            words = issue.global_units(start[:, None] + _WORDS.astype(np.uint64), 4, "write")
+            words = issue.global_units(start[:, None], _WORDS, 4, "write")
         else:
             issue.fail(OutOfBounds, 0, f"tensormap.replace of a map in {window} memory")
         _change(issue, words, issue.take(value), changes)
@@ -151,8 +151,8 @@ def copy_tensor_map(group: Group, to: Any, source: Any, mask: Any, index: int) -
     cta, start = issue.shared_place(issue.take(source), MAP_BYTES, "read")
     address = issue.take(to)
     check_alignment(group, address, MAP_BYTES, issue.positions, index)
-    read = issue.shared_units(cta, start[:, None] + _WORDS, 4, "read")
+    read = issue.shared_units(cta, start, _WORDS, 4, "read")
     issue.require_written(read)
-    written = issue.global_units(address[:, None] + _WORDS.astype(np.uint64), 4, "write")
+    written = issue.global_units(address[:, None], _WORDS, 4, "write")
     every = np.arange(warps)
     written.write(every, read.read(every))

@@ -127,7 +127,7 @@ def _map_bytes(issue: BulkIssue, address: int, row: int) -> bytes:
 
 
 def _boxes(issue: BulkIssue, found: TensorMap, coordinates: Array, dimensions: int) -> tuple[Places, int]:
-    """Where the boxes lie, [copies, units], and how many rows of shared memory each has."""
+    """Where the boxes lie, those that one copy gathers together, and how many rows of shared memory each copy has."""
     if found.rank != dimensions:
         issue.fail(InvalidOperand, 0, f"the tensor map has {found.rank} dimensions, the instruction {dimensions}")
     element = found.element
@@ -147,7 +147,7 @@ def _boxes(issue: BulkIssue, found: TensorMap, coordinates: Array, dimensions: i
     columns = np.repeat(coordinates[:, :1], given - 1, axis=1)
     places = found.places(np.stack([columns, coordinates[:, 1:]], axis=2).reshape(-1, 2))
     inside = None if places.inside is None else places.inside.reshape(copies, -1)
-    return Places(places.unit, places.address.reshape(copies, -1), inside), given - 1
+    return Places(places.unit, places.start.reshape(copies, -1), places.offsets, inside), given - 1
 
 
 def _coordinates(issue: BulkIssue, values: tuple[Any, ...]) -> Array:
@@ -170,7 +170,7 @@ def tensor_load(
     for found, rows in _maps(every, every.take(tensor_map)):
         issue = every.part(rows)
         places, box_rows = _boxes(issue, found, _coordinates(issue, coordinates), dimensions)
-        read = issue.global_units(places.address, places.unit, "read", places.inside)
+        read = issue.global_units(places.start, places.offsets, places.unit, "read", places.inside)
         destination, barriers = issue.take(to), issue.take(barrier)
         if ctas is not None:
             repeated, ranks = issue.multicast(issue.take(ctas))
@@ -182,7 +182,7 @@ def tensor_load(
 def _load(issue: BulkIssue, found: TensorMap, read: Units, box_rows: int, destination: Array, barriers: Array) -> None:
     unit = read.view.itemsize
     cta, start = issue.shared_place(destination, SHARED_ALIGNMENT, "write")
-    written = issue.shared_units(cta, found.shared_offsets(start, unit, box_rows), unit, "write")
+    written = issue.shared_units(cta, *found.shared_offsets(start, unit, box_rows), unit, "write")
     outside = found.fill(unit)
     converted = found.element.name.startswith("tf32")
 
@@ -219,10 +219,10 @@ def tensor_store(
             where = tuple(origin[row].tolist())
             issue.fail(InvalidOperand, row, f"a store to coordinates {where}: only loads may have negative ones")
         places, box_rows = _boxes(issue, found, origin, dimensions)
-        written = issue.global_units(places.address, places.unit, "write", places.inside)
+        written = issue.global_units(places.start, places.offsets, places.unit, "write", places.inside)
         cta, start = issue.shared_place(issue.take(source), SHARED_ALIGNMENT, "read")
         offsets = found.shared_offsets(start, places.unit, box_rows)
-        read = issue.shared_units(cta, offsets, places.unit, "read", places.inside)
+        read = issue.shared_units(cta, *offsets, places.unit, "read", places.inside)
         issue.require_written(read)
         _store_boxes(issue, found, read, written, operation)
 
