@@ -24,8 +24,8 @@ def thread_fence(b: BlockBuilder, i: Instruction) -> None:
 @emits("fence.mbarrier_init", modifiers="release cluster")
 def barrier_fence(b: BlockBuilder, i: Instruction) -> None:
     """Makes the initialisation of mbarriers visible, to other CTAs and to the async proxy."""
-    b.effect(f"memory_fence(G, {b.mask})")
     b.effect(f"proxy_fence(G, {b.mask}, True)")
+    b.effect(f"memory_fence(G, {b.mask})")
 
 
 @emits("fence.proxy.async", modifiers=f"global shared::cta shared::cluster {_RESTRICTED}")
