@@ -90,9 +90,9 @@ def test_warpgroups_on_different_paths(seed: int | None) -> None:
     {FENCE} {{wgmma 0}} {COMMIT}
     setp.eq.u32 %p0, %r40, 1; @%p0 bra LAST;
     {wait(0)}
-    LAST: {FENCE} {{wgmma 1}} {COMMIT} {wait(0)}
+    LAST: {FENCE} {{wgmma 1}} {{wgmma 2}} {COMMIT} {wait(0)}
     """
-    a, b, c = integers("f16", 64, 32), integers("f16", 16, 32), RNG.integers(-9, 9, (64, 16))
+    a, b, c = integers("f16", 64, 48), integers("f16", 16, 48), RNG.integers(-9, 9, (64, 16))
     d = program(a, b, KINDS, body=body, start=start_registers(c, "f32"), settings={"seed": seed}).run(grid=6)
     assert (d[0] == a[:, 16:] @ b[:, 16:].T + c).all()
     assert all((part == a @ b.T + c).all() for part in d[1:])

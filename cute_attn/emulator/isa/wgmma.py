@@ -302,7 +302,7 @@ def _continued(
                 AccumulatorInFlight, index, 0, f"goes on with the accumulator of `{previous.name}`, of another shape"
             )
         mine = np.arange(group.size) if positions is None else positions
-        theirs = np.arange(group.size) if places is None else places
+        theirs = np.arange(mine.size) if places is None else places
         rows, their_rows = mine[::WARPGROUP] // WARPGROUP, theirs[::WARPGROUP] // WARPGROUP
         if not (np.array_equal(mine, lanes_of(rows)) and np.array_equal(theirs, lanes_of(their_rows))):
             group.fail(AccumulatorInFlight, index, 0, f"C holds a part of the accumulator of `{name}`, in flight")
