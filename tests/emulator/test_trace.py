@@ -150,6 +150,9 @@ def test_a_pipeline(tmp_path: Path, seed: int | None) -> None:
     copies = slices(content, "copies into this CTA")
     assert [c["args"]["mbarrier"] for c in copies] == ["0x0", "0x8", "0x0", "0x8", "0x0"]
     assert all(c["dur"] == LATENCY + TILE // BYTES_PER_UNIT and c["args"]["bytes"] == TILE for c in copies)
+    assert [s["name"] for s in slices(content, "warp 1")].count(
+        "mma.sync"
+    ) == TILES  # a slice for each turn of the loop
     landed = {c["ts"] + c["dur"]: c["args"]["mbarrier"] for c in copies}
     waits = [s for s in slices(content, "warp 1") if s["cat"] == "wait" and "mbarrier" in s["name"]]
     assert waits and all(f"mbarrier {landed[w['ts'] + w['dur']]} phase" in w["name"] for w in waits)
@@ -229,6 +232,74 @@ meet:
     (group,) = slices(content, "groups of cp.async")
     assert (group["ts"], group["dur"]) == (issued, LATENCY + 1)
     assert group["args"] == {"group": 0, "bytes": 256, "instructions": 2}
+
+
+def test_times_of_a_clusters_barrier(tmp_path: Path) -> None:
+    """CTA 1 comes 30 instructions later, twice."""
+    meet = "barrier.cluster.arrive.release.aligned; barrier.cluster.wait.acquire.aligned;"
+    body = f"""
+    mov.u32 %r1, %ctaid.x;
+    mov.u32 %r2, 0;
+    setp.eq.u32 %p1, %r1, 0;
+    @%p1 bra first;
+    {"add.u32 %r2, %r2, 1;" * 30}
+first:
+    {meet}
+    @%p1 bra second;
+    {"add.u32 %r2, %r2, 1;" * 30}
+second:
+    {meet}
+"""
+    recorder = Recorder()
+    run(body, block=(32, 1, 1), grid=(2, 1, 1), cluster=(2, 1, 1), target="sm_90a", trace=recorder)
+    content = written(recorder, tmp_path / "trace.json")
+    check_format(content)
+    arrivals = [PREAMBLE + 4 + 30 + 1, PREAMBLE + 4 + 30 + 2 + 1 + 30 + 1]  # of CTA 1
+    waits = [s for s in slices(content, "warp 0") if s["cat"] == "wait"]
+    assert [(s["name"], s["ts"] + s["dur"]) for s in waits] == [("barrier.cluster", time) for time in arrivals]
+    assert not [s for s in slices(content, "warp 0", 2) if s["cat"] == "wait"]
+
+
+def test_a_cluster_that_is_a_round_ahead(tmp_path: Path) -> None:
+    """CTA 1 has arrived for the second time when the emulator lets CTA 0 wait for the first."""
+    body = f"""
+    mov.u32 %r1, %ctaid.x;
+    mov.u32 %r2, 0;
+    setp.eq.u32 %p1, %r1, 0;
+    @%p1 bra slow;
+    barrier.cluster.arrive.release.aligned;
+    barrier.cluster.wait.acquire.aligned;
+    {"add.u32 %r2, %r2, 1;" * 30}
+    barrier.cluster.arrive.release.aligned;
+    barrier.cluster.wait.acquire.aligned;
+    bra done;
+slow:
+    barrier.cluster.arrive.release.aligned;
+    {"add.u32 %r2, %r2, 1;" * 5}
+    barrier.cluster.wait.acquire.aligned;
+    barrier.cluster.arrive.release.aligned;
+    barrier.cluster.wait.acquire.aligned;
+done:
+"""
+    recorder = Recorder()
+    run(body, block=(32, 1, 1), grid=(2, 1, 1), cluster=(2, 1, 1), target="sm_90a", trace=recorder)
+    (waited,) = [s for s in slices(written(recorder, tmp_path / "trace.json"), "warp 0") if s["cat"] == "wait"]
+    start = PREAMBLE + 4
+    assert (waited["ts"], waited["ts"] + waited["dur"]) == (start + 1 + 5 + 3, start + 2 + 30 + 1)
+
+
+def test_each_turn_of_a_loop_is_a_slice(tmp_path: Path) -> None:
+    body = f"""
+    mov.u32 %r2, 0;
+again:
+    {"add.u32 %r2, %r2, 1;" * 40}
+    setp.lt.u32 %p1, %r2, 120;
+    @%p1 bra again;
+"""
+    recorder = Recorder()
+    run(body, trace=recorder)
+    found = slices(written(recorder, tmp_path / "trace.json"), "warp 0")
+    assert [s["dur"] for s in found] == [PREAMBLE + 1 + 42, 42, 42 + 1]
 
 
 def test_wgmma_follow_one_another(tmp_path: Path) -> None:
@@ -313,6 +384,7 @@ SOURCE = """\
 class Kernel:
     @kernel
     def kernel(self):
+        self.prepare()
         if warp == 0:
             self.load()
         else:
@@ -327,6 +399,9 @@ class Kernel:
 
     def step(self):
         increment()
+
+    def prepare(self):
+        increment()
 """
 
 
@@ -335,20 +410,22 @@ def test_line_information_names_slices_and_roles(tmp_path: Path) -> None:
     source.write_text(SOURCE)
     body = f"""
     .loc 1 3 0
-    setp.eq.u32 %p1, %r50, 0;
-    .loc 1 4 8
+    mov.u32 %r1, 0;
+    .loc 1 21 8
+    {"add.u32 %r1, %r1, 5;" * 200}
+    .loc 1 5 8
     setp.ge.u32 %p1, %r50, 32;
     @%p1 bra other;
-    .loc 1 11 8
+    .loc 1 12 8
     {"add.u32 %r1, %r1, 3;" * 40}
-    .loc 1 17 8
+    .loc 1 18 8
     {"add.u32 %r1, %r1, 1;" * 60}
-    .loc 1 5 8
+    .loc 1 6 8
     bra done;
 other:
-    .loc 1 17 8
+    .loc 1 18 8
     {"add.u32 %r1, %r1, 1;" * 60}
-    .loc 1 14 8
+    .loc 1 15 8
     {"add.u32 %r1, %r1, 2;" * 40}
 done:
 """
@@ -357,7 +434,7 @@ done:
     content = written(recorder, tmp_path / "trace.json")
     check_format(content)
     assert track_names(content) == ["warp 0: load", "warp 1: multiply", "warp 2: multiply"]
-    assert {"load", "step"} <= {s["name"] for s in slices(content, "warp 0")}
+    assert {"prepare", "load", "step"} <= {s["name"] for s in slices(content, "warp 0")}
     step = next(s for s in slices(content, "warp 2") if s["name"] == "step")
     assert step["args"]["work"] == "arithmetic" and abs(step["dur"] - 60) <= 32
 
