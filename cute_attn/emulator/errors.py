@@ -100,3 +100,7 @@ class MissingFence(EmulatorError):
 
 class UninitializedRegister(EmulatorError):
     """An address, a branch, a stored value or another operand that depends on a register the thread never wrote."""
+
+
+class EmulatorFault(EmulatorError):
+    """No finding about the kernel: the emulator itself failed at the instruction; `__context__` is that failure."""

@@ -19,10 +19,10 @@ import numpy as np
 
 from . import registry
 from .assembly import EXIT
-from .errors import Deadlock, EmulatorError
+from .errors import Deadlock, EmulatorError, EmulatorFault
 from .memory import Array
 from .program import Program
-from .wave import Wave
+from .wave import Group, Wave
 
 POLLING_ROUNDS = 20_000
 """Rounds in which lanes only polled, and nobody exited or stopped waiting, after which they are said to hang."""
@@ -130,6 +130,17 @@ class _Scheduler:
             raise _deadlock(wave, f"CTA {cta}, thread {thread} polls for what nobody does")
 
 
+def _name_instruction(program: Program, group: Group, block: int, error: Exception) -> None:
+    """Raises a finding again with its instruction, if it lacks that; a failure of the emulator as EmulatorFault."""
+    index = program.instruction_at(error.__traceback__)
+    if isinstance(error, EmulatorError):
+        if error.instruction is None and index is not None:
+            group.fail(type(error), index, 0, str(error))
+    else:
+        index = program.blocks[block][-1].index if index is None else index
+        group.fail(EmulatorFault, index, 0, f"the emulator itself failed: {type(error).__name__}: {error}")
+
+
 def run(wave: Wave, program: Program, executed: Array) -> None:
     """Runs every lane of the wave to its exit. `executed[b]` counts the lanes that ran block b."""
     profiled, trace = wave.profile is not None, wave.trace
@@ -144,15 +155,14 @@ def run(wave: Wave, program: Program, executed: Array) -> None:
                 watch(wave, group, block)
             if trace is not None:
                 trace.enter(group, block)
-            outcome: tuple[Any, ...]
             try:
-                outcome = program.function(block, profiled, trace is not None)(group, group.registers)
-            except EmulatorError as error:
-                if error.instruction is None and (index := program.instruction_at(error.__traceback__)) is not None:
-                    group.fail(type(error), index, 0, str(error))
+                function = program.function(block, profiled, trace is not None)
+                outcome: tuple[Any, ...] = function(group, group.registers)
+                if trace is not None:
+                    trace.leave()
+                registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])
+            except Exception as error:
+                _name_instruction(program, group, block, error)
                 raise
-            if trace is not None:
-                trace.leave()
-            registry.ACTIONS[outcome[0]](wave, group, block, *outcome[1:])
         for finish in registry.FINISHERS:
             finish(wave)

@@ -5,8 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cute_attn.emulator.errors import Deadlock, DivergentWarp, InvalidLaunch, InvalidOperand, UnknownInstruction
+from cute_attn.emulator.errors import (
+    Deadlock,
+    DivergentWarp,
+    EmulatorFault,
+    InvalidLaunch,
+    InvalidOperand,
+    UnknownInstruction,
+)
 from cute_attn.emulator.module import parse, split_operands
+from cute_attn.emulator.registry import ACTIONS, HELPERS
 
 from .harness import run
 
@@ -159,6 +167,21 @@ def test_unknown_form_of_a_known_instruction():
 def test_unknown_modifiers_are_not_ignored(text):
     with pytest.raises(UnknownInstruction, match=text.split()[0]):
         run(text + ";")
+
+
+def test_a_failure_of_the_emulator_names_the_instruction(monkeypatch):
+    def broken(*arguments):
+        raise IndexError("list index out of range")
+
+    monkeypatch.setitem(HELPERS, "population_count", broken)
+    with pytest.raises(EmulatorFault, match="IndexError: list index out of range") as caught:
+        run("add.u32 %r1, %r50, 1; popc.b32 %r2, %r1; st.global.u32 [%rd0], %r2;", {"out": np.zeros(1, np.uint32)})
+    assert caught.value.instruction == "popc.b32 %r2, %r1" and caught.value.kernel == "kernel"
+    assert isinstance(caught.value.__context__, IndexError)
+    monkeypatch.setitem(ACTIONS, "bar", broken)
+    with pytest.raises(EmulatorFault) as caught:
+        run("mov.u32 %r1, 2; bar.sync %r1;")
+    assert caught.value.instruction == "bar.sync %r1"
 
 
 def test_trap_is_reported():
