@@ -269,3 +269,19 @@ def test_findings():
 def test_forms_that_do_not_exist_are_unknown(text):
     with pytest.raises(UnknownInstruction, match=text.split()[0]):
         run(f"{text};", {"memory": np.zeros(4, np.uint32)})
+
+
+def test_atoms_that_change_nothing_in_some_lanes_do_not_split_the_warp() -> None:
+    """A lane that adds 0 looks as if it polled; the warp-wide instruction after it still finds all 32 lanes."""
+    out, sums = np.zeros(32, np.uint32), np.zeros(32, np.float32)
+    body = """
+        and.b32 %r1, %r50, 1; cvt.rn.f32.u32 %r2, %r1;
+        mad.wide.u32 %rd2, %r50, 4, %rd1;
+        atom.global.add.f32 %r3, [%rd2], %r2;
+        atom.global.add.f32 %r3, [%rd2], %r2;
+        shfl.sync.bfly.b32 %r4, %r50, 1, 31, -1;
+        mad.wide.u32 %rd3, %r50, 4, %rd0; st.global.u32 [%rd3], %r4;
+    """
+    run(body, {"out": out, "sums": sums})
+    assert out.tolist() == [n ^ 1 for n in range(32)]
+    assert sums.tolist() == [2.0 * (n & 1) for n in range(32)]

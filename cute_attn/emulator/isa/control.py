@@ -95,9 +95,11 @@ def select(wave: Wave, group: Group, block: int, taking: Any, number: Any, targe
 
 @action("yield")
 def step_back(wave: Wave, group: Group, block: int, lanes: Any) -> None:
-    """Lanes that may be polling go on when no others can run."""
+    """Warps whose lanes here may all be polling go on when no others can run: nothing at this place splits a warp."""
     wave.pc[group.lanes] = block + 1
-    wave.yielded[group.lanes] = lanes
+    warps = wave.warp_of_lane[group.lanes]
+    busy = np.bincount(warps, ~group.spread(lanes), minlength=wave.lanes // 32)
+    wave.yielded[group.lanes] = busy[warps] == 0
 
 
 @helper
