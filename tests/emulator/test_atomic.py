@@ -194,7 +194,8 @@ def test_vector_of_halves_returns_old_values():
     assert memory.tolist() == [1, 2, 2, 3, 4, 5, 6, 7]
     assert olds[0].tolist() == list(range(8)) and olds[1].tolist() == memory.tolist()
     body = (
-        body.replace("max.noftz.v4.f16x2", "add.noftz.v8.f16")
+        body[: body.index("mad.wide")]  # the old values go to registers that it does not store
+        .replace("max.noftz.v4.f16x2", "add.noftz.v8.f16")
         .replace("{%r5, %r6, %r7, %r8}, [", "{%h1, %h2, %h3, %h4, %h5, %h6, %h7, %h8}, [")
         .replace("{%r1, %r2, %r3, %r4}", "{%h9, %h9, %h9, %h9, %h9, %h9, %h9, %h9}")
     )
