@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,16 @@ def test_exceptions_and_exit_statuses_are_the_programs_own(tmp_path: Path) -> No
     done = command(str(program))
     assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")
     assert done.stderr.splitlines()[1] == f'  File "{program}", line 3, in <module>'  # the runner's frames are left out
+
+
+def test_trace(tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    done = command("--arch", "sm_90a", "--trace", str(path), SCRIPT)
+    assert done.returncode == 0, done.stderr
+    events = json.loads(path.read_text())["traceEvents"]
+    assert sum(e["name"] == "process_name" for e in events) == 4  # two CTAs of each launch
+    assert {"add_kernel", "persistent_kernel"} <= {e["name"] for e in events if e["ph"] == "X"}  # by line information
+    assert f"written to {path}" in done.stderr
 
 
 def test_help() -> None:

@@ -194,20 +194,15 @@ def _definition_at(source: str) -> tuple[_Definition | None, bool]:
 
 
 def function_at(source: str | None) -> Function | None:
-    """The function that a line is in. The DSL puts what it adds itself on the line of the `def`: that is nobody's."""
+    """The function that a line is in. What the DSL adds itself is on a `def` or its decorators: nobody's."""
     definition, in_body = _definition_at(source) if source else (None, False)
     return definition.function if definition is not None and in_body else None
 
 
 def _kernel_definition(kernel: Kernel) -> _Definition | None:
-    """The function that is the kernel: the one on whose `def` most instructions of nobody's lie."""
-    counts: Counter[_Definition] = Counter()
-    for instruction in kernel.instructions:
-        if instruction.source:
-            definition, in_body = _definition_at(instruction.source)
-            if definition is not None and not in_body:
-                counts[definition] += 1
-    return counts.most_common(1)[0][0] if counts else None
+    """The function that is the kernel: the DSL puts the first instruction on its first line."""
+    sources = (i.source for i in kernel.instructions if i.source)
+    return _definition_at(next(sources, ""))[0]
 
 
 # ---- stretches of a block
