@@ -65,7 +65,8 @@ class Kernel:
     `program.compile_kernel`), made at the first launch.
     `required_block` is `.reqntid`, `max_threads` the product of `.maxntid` or `.reqntid` (None if absent).
     `required_cluster` is `.reqnctapercluster`, `max_cluster` `.maxclusterrank` in CTAs; with `.explicitcluster`
-    (`needs_cluster`) the launch has to name a cluster if `required_cluster` does not.
+    (`needs_cluster`) the launch has to name a cluster if `required_cluster` does not. `max_registers` is `.maxnreg`,
+    for each thread, `least_ctas` `.minnctapersm`.
     `dynamic_shared` names the `.extern .shared` variables: they begin at `dynamic_shared_start`. `arguments` names the
     variables in `local` that carry arguments and results of calls. `branch_targets` are the tables of brx.idx.
     """
@@ -83,6 +84,8 @@ class Kernel:
     required_cluster: tuple[int, int, int] | None = None
     max_cluster: int | None = None
     needs_cluster: bool = False
+    max_registers: int | None = None
+    least_ctas: int = 1
     local: dict[str, Variable] = field(default_factory=dict)
     local_bytes: int = 0
     arguments: set[str] = field(default_factory=set)
@@ -442,6 +445,11 @@ def _block_shape(head: str, directive: str) -> tuple[int, int, int] | None:
     return int(match[1]), int(match[2] or 1), int(match[3] or 1)
 
 
+def _number(head: str, directive: str) -> int | None:
+    match = re.search(rf"\.{directive}\s+(\d+)", head)
+    return int(match[1]) if match else None
+
+
 def _module_scope(text: str, bodies: list[tuple[int, int]]) -> str:
     kept, position = [], 0
     for start, end in bodies:
@@ -465,7 +473,6 @@ def parse(ptx: str) -> dict[str, Kernel]:
         parameters, size = _parameters(entry["params"] or "")
         required = _block_shape(entry["head"], "reqntid")
         limit = required or _block_shape(entry["head"], "maxntid")
-        most = re.search(r"\.maxclusterrank\s+(\d+)", entry["head"])
         kernel = Kernel(
             name=entry["name"],
             target=target[1] if target else "",
@@ -478,8 +485,10 @@ def parse(ptx: str) -> dict[str, Kernel]:
             dynamic_shared_align=16,
             dynamic_shared=[],
             required_cluster=_block_shape(entry["head"], "reqnctapercluster"),
-            max_cluster=int(most[1]) if most else None,
+            max_cluster=_number(entry["head"], "maxclusterrank"),
             needs_cluster=".explicitcluster" in entry["head"],
+            max_registers=_number(entry["head"], "maxnreg"),
+            least_ctas=_number(entry["head"], "minnctapersm") or 1,
             constants=_constants(outside),
         )
         for match in _VARIABLE.finditer(outside):
