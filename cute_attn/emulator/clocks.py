@@ -31,7 +31,9 @@ MAX_AGENTS = 1 << 12
 HAPPENS_BEFORE, ASYNC_PROXY, BARRIER_INIT = 0, 1, 2
 PLANES = 3
 ENGINES = ("cp.async", "bulk", "wgmma")
-OWN = ("warp", "strong", *ENGINES)
+GENERIC = ("warp", "strong", "cp.async")
+"""Agents of the generic proxy; the others are of the async proxy."""
+OWN = (*GENERIC, "bulk", "wgmma")
 """The agents that each warp has. "strong" stands for its atomic and its relaxed accesses, which race with no others of
 their kind."""
 REMEMBERED_GROUPS = 64
@@ -41,13 +43,15 @@ WARPGROUP = 4
 class Agents:
     """The numbering of agents within a cluster: CTA by CTA the fastest, so that mbarriers found later get new numbers.
 
-    wgmma belongs to warpgroups: their four warps share the first one's agent.
+    wgmma belongs to warpgroups: their four warps share the first one's agent. `generic`: numbers below it are those of
+    the generic proxy.
     """
 
     def __init__(self, wave: Wave) -> None:
         self.cluster_size = wave.cluster_size
         self.warps = wave.cta_lanes // 32
         self.fixed = self.warps * len(OWN)
+        self.generic = self.warps * len(GENERIC) * self.cluster_size
         warp = np.arange(wave.lanes // 32, dtype=np.int64)
         self.rank_of_warp = warp // self.warps % self.cluster_size
         self.cluster_of_warp = warp // self.warps // self.cluster_size
@@ -61,10 +65,6 @@ class Agents:
     def of_barrier(self, column: Array, rank: Array) -> Array:
         """The copies that report to the barrier of a column (see `MbarrierClocks`) in the CTA of that rank."""
         return (self.fixed + column) * self.cluster_size + rank
-
-    def is_kind(self, agents: Array, kinds: tuple[str, ...]) -> Array:
-        kind = agents // (self.cluster_size * self.warps)
-        return np.isin(kind, [OWN.index(name) for name in kinds])
 
     def identify(self, agent: int) -> tuple[str, int, int]:
         """(kind, rank of the CTA, number of the warp or column of the mbarrier)."""

@@ -32,11 +32,10 @@ from .shadow import ShadowMemory, SharedAccesses
 from .wave import Group, Wave
 
 NAMED_BARRIERS = 16
-_GENERIC = ("warp", "strong", "cp.async")
-"""Agents of the generic proxy; copies that report to mbarriers, bulk copies and wgmma belong to the async proxy."""
 _STRONG_WRITES = "strong writes"
 _WAITS = {"cp.async": "cp.async.wait_group", "bulk": "cp.async.bulk.wait_group", "wgmma": "wgmma.wait_group"}
 _SHIFT = np.uint64(AGENT_SHIFT)
+_VERBS = ("read", "write", "init")
 _NOBODY = np.zeros(0, np.int64)
 
 
@@ -70,19 +69,21 @@ class Races:
     def __init__(self, wave: Wave, accesses: SharedAccesses) -> None:
         self.wave = wave
         self.accesses = accesses
-        self.clocks = Clocks(wave, accesses.barriers)
+        self.clocks = Clocks(wave, len(accesses.inits))
         self.agents = self.clocks.agents
         self.shadow = ShadowMemory(wave.shared, accesses.granule, self.agents)
+        self.barriers = ShadowMemory(wave.shared, 8, self.agents)
         clusters = len(wave.ctas) // wave.cluster_size
         self.named = ObjectClocks(self.clocks, len(wave.ctas) * NAMED_BARRIERS)
         self.cluster = ObjectClocks(self.clocks, 2 * clusters)
         self.strong = ObjectClocks(self.clocks, clusters)
-        self.mbarriers = MbarrierClocks(self.clocks, wave.shared.stride // 8, accesses.barriers)
-        self._last = {verb: np.zeros((clusters, self.clocks.count), np.uint64) for verb in ("read", "write")}
-        self._news = {"read": 0, "write": 0}
+        self.mbarriers = MbarrierClocks(self.clocks, wave.shared.stride // 8, len(accesses.inits))
+        self._last = {verb: np.zeros((clusters, self.clocks.count), np.uint64) for verb in _VERBS}
+        self._news = dict.fromkeys(_VERBS, 0)
         self._noted: dict[tuple[str, str], tuple[Group, int]] = {}
         self._suspected: dict[tuple[str, int], tuple[object, Array]] = {}
         self._jointly: dict[tuple[int, int], tuple[int, Array]] = {}
+        self._operands: dict[tuple[Group, int, int], list[tuple[Array, Array, int]]] = {}
 
     # ---- accesses by instructions of warps
 
@@ -134,6 +135,7 @@ class Races:
 
         It is entered beside the last write, not in its place: what came before still has to be known.
         """
+        self._enter_operands()
         parts = self.wave.kernel.instructions[index].parts
         lanes = _lanes(group, positions)
         clusters = self.agents.cluster_of_warp[lanes >> 5]
@@ -158,24 +160,30 @@ class Races:
             self._write(self._access(group, _lanes(group, positions), elements, nbytes, index, kind))
 
     def read_later(
-        self,
-        group: Group,
-        lanes: Array,
-        elements: Array,
-        nbytes: int,
-        index: int,
-        kind: str,
-        *,
-        used: Array | None = None,
-        together: int = 1,
+        self, group: Group, lanes: Array, elements: Array, nbytes: int, index: int, kind: str, used: Array | None = None
     ) -> None:
         """Operations of these lanes [n] read elements [n, m] through the async proxy until their group is awaited.
 
-        used: which of the elements. together: operations of so many warps, the lane's the first.
+        used: which of the elements.
         """
         elements, row = _rows(elements, used)
         if elements.size:
             access = self._access(group, lanes[row], elements, nbytes, index, kind)
+            self._read(access)
+            self._require_fence(access)
+
+    def read_operand(self, group: Group, lanes: Array, elements: Array, index: int, together: int = 1) -> None:
+        """A wgmma of these lanes' warps [n], or of so many from theirs on, reads elements [n, m] of 16 bytes.
+
+        Reads of instructions that follow each other are entered together, before these warps learn anything new.
+        """
+        self._operands.setdefault((group, elements.shape[1], together), []).append((lanes, elements, index))
+
+    def _enter_operands(self) -> None:
+        operands, self._operands = self._operands, {}
+        for (group, _, together), reads in operands.items():
+            lanes, elements = (np.concatenate(parts) for parts in list(zip(*reads, strict=True))[:2])
+            access = self._access(group, lanes, elements, 16, reads[0][2], "wgmma")
             access = replace(access, together=together)
             self._read(access)
             self._require_fence(access)
@@ -210,18 +218,22 @@ class Races:
         self.mbarriers.pending.release(lanes, self.mbarriers.objects(keys))
 
     def close_group(self, kind: str, lanes: Array) -> None:
+        self._enter_operands()
         self.clocks.close(kind, _warps(lanes))
 
     def await_groups(self, kind: str, lanes: Array, newest: int) -> None:
+        self._enter_operands()
         self.clocks.await_groups(kind, _warps(lanes), newest)
 
     def await_all(self, kind: str, lanes: Array) -> None:
+        self._enter_operands()
         self.clocks.await_all(kind, _warps(lanes))
 
     # ---- barriers and fences
 
     def leave_named(self, lanes: Array, ctas: Array, number: int) -> None:
         """The barrier of that number is complete in these CTAs: the lanes that waited for it go on."""
+        self._enter_operands()
         self.named.acquire(lanes, self.wave.cta_of_lane[lanes] * NAMED_BARRIERS + number)
         self.named.reset(ctas * NAMED_BARRIERS + number)
 
@@ -230,6 +242,7 @@ class Races:
         self.cluster.release(lanes, self._cluster_objects(lanes, generation), relaxed=relaxed)
 
     def leave_cluster(self, lanes: Array, generation: Array) -> None:
+        self._enter_operands()
         self.cluster.acquire(lanes, self._cluster_objects(lanes, generation))
 
     def _cluster_objects(self, lanes: Array, generation: Array) -> Array:
@@ -237,24 +250,38 @@ class Races:
         return self.agents.cluster_of_warp[lanes >> 5] * 2 + generation % 2
 
     def fence(self, lanes: Array) -> None:
+        self._enter_operands()
         self.clocks.fence(_warps(lanes))
 
     def fence_proxy(self, lanes: Array, *, barriers_only: bool = False) -> None:
+        self._enter_operands()
         self.clocks.fence_proxy(_warps(lanes), barriers_only=barriers_only)
 
     # ---- mbarriers
 
     def initialize(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
         """mbarrier.init: a write of the barrier's 8 bytes, and a new barrier."""
-        self._write(self._access(group, _lanes(group, positions), keys, 8, index, "warp"))
+        access = self._access(group, _lanes(group, positions), keys, 8, index, "warp")
+        self._check_writes(access, "write")
+        self._check_reads(access)
+        self._check_init(access, "init")
+        self._note_last("init", access)
+        self.barriers.note_write(access.elements, 8, access.stamps)
         self.mbarriers.initialize(keys)
 
     def use_barriers(self, group: Group, lanes: Array, keys: Array, index: int, *, proxy: bool = False) -> None:
         """An operation on mbarriers, whose initialisation has to be known to these lanes' warps."""
         access = self._access(group, lanes, keys, 8, index, "warp")
-        self._check_writes(access, "use")
+        self._check_init(access, "use")
         if proxy:
             self._require_fence(access, BARRIER_INIT)
+
+    def _check_init(self, access: _Access, verb: str) -> None:
+        """The barrier's last initialisation has to be known."""
+        if self._suspects("init", access).size:
+            stamps = self._earlier(access, self.barriers, self.barriers.writes)
+            if (unknown := self._unknown(access, stamps)).any():
+                self._report(access, unknown, stamps, verb, "init")
 
     def arrive(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
         """An arrival of the lanes of the group, or of those at `positions`, or what comes before one: expect_tx."""
@@ -271,6 +298,7 @@ class Races:
 
     def test_barriers(self, group: Group, keys: Array, positions: Array | None, index: int, passed: Array) -> None:
         """A test or wait, which finds the phase complete where `passed`."""
+        self._enter_operands()
         lanes = _lanes(group, positions)
         self.use_barriers(group, lanes, keys, index)
         if passed.any():
@@ -377,16 +405,16 @@ class Races:
         unknown: Array = stamps > self._known(plane, access.together).take(entry)
         return unknown
 
-    def _earlier(self, access: _Access, table: Array) -> Array:
+    def _earlier(self, access: _Access, shadow: ShadowMemory, table: Array) -> Array:
         """The stamps of what the access touches [n, granules]; one for all, where an n has the same everywhere."""
-        stamps = self.shadow.last(table, access.elements, access.nbytes)
+        stamps = shadow.last(table, access.elements, access.nbytes)
         return stamps[:, :1] if stamps.shape[1] > 4 and (stamps == stamps[:, :1]).all() else stamps
 
     def _check_writes(self, access: _Access, verb: str) -> None:
         suspects = self._suspects("write", access)
         if not suspects.size:
             return
-        stamps = self._earlier(access, self.shadow.writes)
+        stamps = self._earlier(access, self.shadow, self.shadow.writes)
         unknown = self._unknown(access, stamps)
         if unknown.any():
             unknown &= ~self._harmless(access, stamps)
@@ -410,7 +438,7 @@ class Races:
                 wanted = {(kind, row) for kind, _, row in map(self.agents.identify, suspects.tolist())}
             for row in sorted(by_agent.used):
                 if (table.removesuffix(" writes"), row) in wanted:
-                    stamps = self._earlier(access, by_agent.stamps[row])
+                    stamps = self._earlier(access, self.shadow, by_agent.stamps[row])
                     if (unknown := self._unknown(access, stamps)).any():
                         self._report(access, unknown, stamps, verb, earlier)
 
@@ -428,7 +456,7 @@ class Races:
 
     def _check_each_other(self, access: _Access) -> None:
         """Two warps' writes of one instruction to the same place."""
-        stamps = self._earlier(access, self.shadow.writes)
+        stamps = self._earlier(access, self.shadow, self.shadow.writes)
         if (stamps == access.stamps[:, None]).all():
             return
         others = (stamps ^ access.stamps[:, None]) >> _SHIFT != 0
@@ -443,10 +471,12 @@ class Races:
 
     def _require_fence(self, access: _Access, plane: int = ASYNC_PROXY) -> None:
         """What the generic proxy has written has to be visible to the async proxy."""
-        if not np.any(self.agents.is_kind(self._suspects("write", access, plane), _GENERIC)):
+        verb, shadow = ("write", self.shadow) if plane == ASYNC_PROXY else ("init", self.barriers)
+        suspects = self._suspects(verb, access, plane)
+        if not suspects.size or suspects[0] >= self.agents.generic:  # they ascend
             return
-        stamps = self._earlier(access, self.shadow.writes)
-        unknown = self._unknown(access, stamps, plane) & (self._kinds(stamps) <= OWN.index(_GENERIC[-1]))
+        stamps = self._earlier(access, shadow, shadow.writes)
+        unknown = self._unknown(access, stamps, plane) & (stamps >> _SHIFT < np.uint64(self.agents.generic))
         if not unknown.any():
             return
         n, granule = np.unravel_index(int(np.argmax(unknown)), unknown.shape)
@@ -469,7 +499,7 @@ class Races:
     def _report(self, access: _Access, unknown: Array, stamps: Array, verb: str, earlier: str) -> None:
         n, granule = (int(x) for x in np.unravel_index(int(np.argmax(unknown)), unknown.shape))
         stamp = int(stamps[n, granule])
-        verb = "operation on the mbarrier" if verb == "use" else f"{verb} of shared memory"
+        verb = {"use": "operation on the mbarrier", "init": "mbarrier"}.get(verb, f"{verb} of shared memory")
         self._fail(
             DataRace,
             access,
@@ -494,8 +524,8 @@ class Races:
 
     def _where(self, access: _Access, n: int, granule: int) -> str:
         stride = self.wave.shared.stride
-        element, part = divmod(granule, max(access.nbytes // self.shadow.granule, 1))
-        byte = int(access.elements[n, element]) * access.nbytes + part * self.shadow.granule
+        parts = max(access.nbytes // self.shadow.granule, 1)
+        byte = int(access.elements[n, granule // parts]) * access.nbytes + granule % parts * self.shadow.granule
         return f"offset {byte % stride:#x} of CTA {self._cta(byte // stride)}"
 
     def _cta(self, cta: int) -> tuple[int, int, int]:

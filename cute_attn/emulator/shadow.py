@@ -25,26 +25,27 @@ _STRONG = ("relaxed", "acquire", "release", "acq_rel", "volatile", "mmio")
 class SharedAccesses:
     """What a kernel's instructions say of its accesses to shared memory.
 
-    granule: bytes of the smallest access, 16 at most; what the others move is a multiple of that. barriers: how many
-    mbarrier.init there are. strong: loads and stores that may race with their like, by index.
+    granule: bytes of the smallest access, 16 at most; what the others move is a multiple of that. inits: the
+    mbarrier.init, and strong: loads and stores that may race with their like, by index.
     """
 
     granule: int
-    barriers: int
+    inits: frozenset[int]
     strong: frozenset[int]
 
     @classmethod
     def of(cls, kernel: Kernel) -> SharedAccesses:
         sizes = [size for i in kernel.instructions if (size := _access_bytes(i)) is not None]
-        inits = sum(i.opcode.startswith("mbarrier.init") for i in kernel.instructions)
+        inits = (i.index for i in kernel.instructions if i.opcode.startswith("mbarrier.init"))
         strong = (i.index for i in kernel.instructions if _ACCESSES.match(i.opcode) and _is_strong(i))
-        return cls(min(sizes, default=16), inits, frozenset(strong))
+        return cls(min(sizes, default=16), frozenset(inits), frozenset(strong))
 
 
 def _access_bytes(i: Instruction) -> int | None:
-    """The bytes of one access of this instruction, where it may be one to shared memory; None where it is none."""
-    if i.opcode.startswith(("mbarrier.", "cp.async.mbarrier.")):
-        return 8
+    """The bytes of one access of this instruction, where it may be one to shared memory; None where it is none.
+
+    mbarriers, of 8 bytes, have a shadow of their own.
+    """
     if i.opcode.startswith(("cp.async.ca.", "cp.async.cg.")):
         return min(int(i.operands[2], 0), 16)
     if not _ACCESSES.match(i.opcode) or any(part.split("@")[0] in _ELSEWHERE for part in i.parts):

@@ -354,7 +354,7 @@ WAIT:
 
 def test_initialisation_of_an_mbarrier() -> None:
     clean(INIT)
-    with pytest.raises(DataRace, match="operation on the mbarrier.* races with its write"):
+    with pytest.raises(DataRace, match="operation on the mbarrier.* races with its init"):
         run(remove(INIT, "bar.sync 0;"))
     finds(
         remove(INIT, "fence.mbarrier_init.release.cluster;"),

@@ -242,14 +242,14 @@ def _note_reads(group: Group, leaders: Array, kind: WgmmaKind, left: Any, right:
             yield lanes, shared.base(group.wave.cta_of_lane[lanes], 16), chunks(bits, rows, mn_major, kind.k)[0]
 
     for lanes, base, table in tables(right, kind.n, kind.b_major_mn):
-        races.read_later(group, lanes, base[:, None] + table.reshape(-1), 16, index, "wgmma", together=4)
+        races.read_operand(group, lanes, base[:, None] + table.reshape(-1), index, together=4)
     if kind.a_in_registers:
         return
     for lanes, base, table in tables(left, ROWS, kind.a_major_mn):
         quarters = np.stack(np.split(table, 4, axis=1 if kind.a_major_mn else 0)).reshape(4, -1)
         warps = (lanes[:, None] + 32 * np.arange(4)).reshape(-1)
         elements = (base[:, None, None] + quarters).reshape(warps.size, -1)
-        races.read_later(group, warps, elements, 16, index, "wgmma")
+        races.read_operand(group, warps, elements, index)
 
 
 _NOBODY = np.zeros(0, np.int64)
