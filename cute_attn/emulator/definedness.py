@@ -1,4 +1,4 @@
-"""Registers that nobody wrote, followed until they decide something, as Valgrind's memcheck follows memory.
+"""Registers and local memory that nobody wrote, followed until they decide something, as memcheck follows memory.
 
 Reading such a register is no mistake in itself: compilers leave registers undefined where no result depends on them,
 such as the accumulators of a first wgmma that does not add to them, or the values of a load whose guard was false. So
@@ -13,7 +13,8 @@ whether it is defined, and the blocks in which one of them may be undefined comp
 A value is defined if all it is computed from is. A selection needs its condition and what it selects; `and` of
 predicates that has a false one, and `or` that has a true one, is defined. The bits of a register are not told apart:
 one that `mov` packs of a defined and an undefined part counts as defined, as compilers do that to store the one part.
-Values stored to shared and local memory count as defined from then on.
+Values stored to shared and local memory count as defined from then on, but what is loaded from bytes of local memory
+that the thread never wrote is undefined.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ from .registry import helper
 from .wave import Group
 
 Origins = frozenset[str]
-"""Names of the registers that nobody wrote, from which a value may come."""
+"""Names of the registers, or "local memory", that nobody wrote and from which a value may come."""
 
 _READ = re.compile(r"(v\d+) = R\[(\d+)\]")
+_LOAD = "= load_local("
+_LOCAL: Origins = frozenset({"local memory"})
 _TRUE = "K_bool_01"
 _ADDRESS = {
     **dict.fromkeys(("load_global", "load_shared", "load_local", "load_param", "load_generic"), 1),
@@ -66,7 +69,8 @@ def follow_undefined(
 
     blocks, codes: the kernel's instructions and what they became; live_in: by block, the registers that may be read.
     """
-    if not live_in[0]:
+    loads_local = kernel.local_bytes and any(_LOAD in o.code for code in codes for o in code.operations)
+    if not live_in[0] and not loads_local:
         return False
     names = {number: name for name, number in kernel.registers.items()}
     entry = {number: frozenset({names[number]}) for number in live_in[0]}
@@ -91,6 +95,8 @@ def _flow(code: BlockCode, undefined: dict[int, Origins]) -> dict[int, Origins]:
         if (read := _READ.fullmatch(operation.code)) is not None:
             if (origins := undefined.get(int(read[2]))) is not None:
                 values[read[1]] = origins
+        elif _LOAD in operation.code:
+            values.update(dict.fromkeys(operation.writes, _LOCAL))
         elif values and _propagates(operation):
             sources = [values[name] for name in operation.reads if name in values]
             if sources:
@@ -106,7 +112,7 @@ def _may_be_undefined(
     """By block: the registers that may be undefined where it begins, and be read."""
     before: list[dict[int, Origins]] = [{} for _ in codes]
     before[0] = entry
-    waiting = deque([0])
+    waiting = deque(range(len(codes)))
     while waiting:
         number = waiting.popleft()
         after = _flow(codes[number], before[number])
@@ -137,7 +143,7 @@ class _Follower:
         self.operations: list[Operation] = []
 
     def run(self) -> None:
-        if self.undefined:
+        if self.undefined or any(_LOAD in operation.code for operation in self.code.operations):
             for operation in self.code.operations:
                 self._follow(operation)
             self._require_end()
@@ -160,6 +166,12 @@ class _Follower:
             if number in self.undefined:
                 self.code.live_in.add(self.companions[number])
                 self._name_bits(operation, f"R[{self.companions[number]}]", self.undefined[number])
+        elif _LOAD in operation.code:
+            self._require(operation)
+            self.operations.append(operation)
+            call = next(node for node in ast.walk(ast.parse(operation.code)) if isinstance(node, ast.Call))
+            _, address, size, count, mask, index = (ast.unparse(argument) for argument in call.args)
+            self._name_bits(operation, f"local_written(G, {address}, {size} * {count}, {mask}, {index})", _LOCAL)
         elif not any(name in self.bits for name in operation.reads):
             self.operations.append(operation)
         elif operation.pure:
@@ -319,5 +331,5 @@ def require_defined(group: Group, bits: Any, mask: Any, index: int, role: str, o
         UninitializedRegister,
         index,
         position,
-        f"{role} depends on a register that this thread never wrote: {' or '.join(origins)}",
+        f"{role} depends on what this thread never wrote: {' or '.join(origins)}",
     )

@@ -99,7 +99,7 @@ class MissingFence(EmulatorError):
 
 
 class UninitializedRegister(EmulatorError):
-    """An address, a branch, a stored value or another operand that depends on a register the thread never wrote."""
+    """An address, branch, stored value or other operand that depends on a register or local memory never written."""
 
 
 class EmulatorFault(EmulatorError):

@@ -6,25 +6,25 @@ already left.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
 from .assembly import EXIT
 from .errors import DivergentWarp, EmulatorError
-from .memory import Array, GlobalMemory, PrivateMemory, SharedMemory
+from .launch_size import LaunchSize, Shape
+from .memory import Array, GlobalMemory, SharedMemory
 from .module import Kernel
 from .registers import RegisterWindow
+from .settings import Settings
 from .types import carrier_dtype
 
 if TYPE_CHECKING:
     from .races import Races
     from .trace import WaveTrace
 
-Shape = tuple[int, int, int]
 _REMEMBERED_GROUPS = 64
 
 
@@ -32,50 +32,43 @@ class Wave:
     """CTAs `ctas` (linear numbers in the grid) of one launch; those of a cluster stand together, in order of rank.
 
     queue: the launch's clusters that have not started yet, a row of CTAs each. random: the source of shuffled order,
-    None for the fixed one. poison: reads of shared memory that nobody wrote are let through. accumulation: how tensor
-    cores sum (see `tensor_core`). profile: called with (family, seconds) after every operation. `state` is where
-    families keep what they need per wave (barrier counts, fragment caches), by name. A lane that is `waiting` cannot
-    run; one that has `yielded` runs when no other can. `races` is told of all accesses to shared memory and of what
-    orders them, where races are looked for; `trace` of what warps do and wait for, where that is recorded.
+    None for the fixed one. `state` is where families keep what they need per wave (barrier counts, fragment caches), by
+    name. A lane that is `waiting` cannot run; one that has `yielded` runs when no other can. `races` is told of all
+    accesses to shared memory and of what orders them, where races are looked for; `trace` of what warps do and wait
+    for, where that is recorded; `profile` counts seconds per instruction family, where they are measured.
     """
 
     def __init__(
         self,
         kernel: Kernel,
         ctas: Array,
-        grid: Shape,
-        block: Shape,
-        shared_bytes: int,
+        size: LaunchSize,
         parameters: bytes,
         memory: GlobalMemory,
         constants: dict[str, int],
+        settings: Settings,
         *,
-        cluster: Shape = (1, 1, 1),
         queue: deque[Array] | None = None,
         random: np.random.Generator | None = None,
-        poison: bool = False,
-        accumulation: Literal["float32", "hardware"] = "float32",
-        profile: Callable[[str, float], None] | None = None,
     ) -> None:
         self.kernel = kernel
         self.ctas = ctas
-        self.grid = grid
-        self.cluster = cluster
-        self.cluster_size = cluster[0] * cluster[1] * cluster[2]
-        self.block = block
+        self.grid = size.grid
+        self.cluster = size.cluster
+        self.cluster_size = size.cluster_ctas
+        self.block = size.block
         self.queue = deque() if queue is None else queue
         self.random = random
         self.parameters = np.frombuffer(parameters.ljust(kernel.parameter_bytes + 16, b"\0"), np.uint8)
         self.memory = memory
         self.constants = constants
-        self.poison = poison
-        self.accumulation = accumulation
-        self.profile = profile
-        self.threads = block[0] * block[1] * block[2]
-        self.cta_lanes = -(-self.threads // 32) * 32
+        self.poison = settings.uninitialized_shared == "poison"
+        self.accumulation = settings.accumulation
+        self.threads = size.threads
+        self.cta_lanes = size.cta_lanes
         self.lanes = len(ctas) * self.cta_lanes
-        self.shared_bytes = shared_bytes
-        self.shared = SharedMemory(len(ctas), shared_bytes)
+        self.shared_bytes = kernel.shared_bytes(size.shared_bytes)
+        self.shared = SharedMemory(len(ctas), self.shared_bytes)
         self.registers: list[Any] = [np.dtype(carrier_dtype(bits)).type(0) for bits in kernel.register_bits]
         self.cta_of_lane = np.repeat(np.arange(len(ctas), dtype=np.int64), self.cta_lanes)
         self.thread_of_lane = np.tile(np.arange(self.cta_lanes, dtype=np.int64), len(ctas))
@@ -86,6 +79,7 @@ class Wave:
         self.state: dict[str, Any] = {}
         self.races: Races | None = None
         self.trace: WaveTrace | None = None
+        self.profile: Counter[str] | None = None
         self._groups: dict[bytes, Group] = {}
 
     def group(self, mask: Array) -> Group:
@@ -104,8 +98,9 @@ class Wave:
         return group
 
     @cached_property
-    def local(self) -> PrivateMemory:
-        return PrivateMemory(self.lanes, self.kernel.local_bytes)
+    def local(self) -> SharedMemory:
+        """Local memory: a slice for each lane."""
+        return SharedMemory(self.lanes, self.kernel.local_bytes)
 
     @cached_property
     def thread_index(self) -> tuple[Array, Array, Array]:

@@ -126,7 +126,7 @@ PRINT = """
 def test_printf(capsys):
     """Widths given by `*` take an argument of their own: 6, then the value 66."""
     module = VPRINTF + text("format", "t=%d v=%.2f %5s|%-4d|%#llx %*d%% %c\n") + text("name", "ab")
-    body = f"setp.gt.u32 %p1, %r50, 2; @%p1 bra SKIP; {PRINT} SKIP: {STORE}"
+    body = f"mov.u32 %r1, 0; setp.gt.u32 %p1, %r50, 2; @%p1 bra SKIP; {PRINT} SKIP: {STORE}"
     out = np.zeros(32, np.uint32)
     run(body, {"out": out}, module=module, declarations=".local .align 8 .b8 depot[64];")
     expected = "".join(f"t={t} v={t * -0.5:.2f}    ab|-5  |0x100000000     66% A\n" for t in range(3))

@@ -7,6 +7,8 @@ import operator
 import numpy as np
 import pytest
 
+from cute_attn.emulator.errors import UnknownInstruction
+
 from .harness import evaluate, interesting, interesting_floats
 
 ORDERED = {
@@ -113,3 +115,16 @@ def test_slct_flushes_what_it_tests():
     for suffix, expected in (("", [0, 0, 1, 0]), (".ftz", [1, 0, 1, 0])):
         got = evaluate(f"slct{suffix}.f32.f32 %d, %b, %c, %a;", [tested, ones, 0 * ones], np.float32)
         assert got.tolist() == expected
+
+
+def test_set_of_packed_halves():
+    a, b = np.float16([1, 5, 3, np.nan]), np.float16([2, 4, 3, 1])
+    pair = [a.view(np.uint32), b.view(np.uint32)]
+    masks = evaluate("set.le.u32.f16x2 %d, %a, %b;", pair, np.uint32).view(np.uint16)
+    assert masks.tolist() == [0xFFFF, 0, 0xFFFF, 0]
+    assert evaluate("set.ltu.f16x2.f16x2 %d, %a, %b;", pair, np.uint32).view(np.float16).tolist() == [1, 0, 0, 1]
+    wide = [(x.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16).view(np.uint32) for x in (a, b)]
+    ones = evaluate("set.ge.bf16x2.bf16x2 %d, %a, %b;", wide, np.uint32).view(np.uint16)
+    assert ones.tolist() == [0, 0x3F80, 0x3F80, 0]
+    with pytest.raises(UnknownInstruction):
+        evaluate("set.ge.f16x2.bf16x2 %d, %a, %b;", wide, np.uint32)

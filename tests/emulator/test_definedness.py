@@ -178,3 +178,46 @@ def test_what_a_barrier_writes_is_defined():
         """
         run(body, {"out": out})
         assert (out == 12).all()
+
+
+DEPOT = ".local .align 8 .b8 depot[32];"
+LOCAL = f"""
+    {ADDRESS} mov.b64 %rd6, depot; cvt.u32.u64 %r2, %rd6; st.local.v2.u32 [%rd6], {{%r50, %r50}};
+    st.local.u16 [%rd6+8], 7; {SOME} @%p1 st.local.u16 [%rd6+10], 0;
+    ld.local.u32 %r1, [%rd6+OFFSET]; ld.local.v2.u32 {{%r3, %r4}}, [%rd6+16]; add.u32 %r4, %r3, %r4;
+"""
+
+
+def test_local_memory():
+    """Loading bytes that nobody wrote is no mistake, using them is."""
+    out = np.zeros(32, np.uint32)
+    run(LOCAL.replace("OFFSET", "4") + "st.global.u32 [%rd5], %r1;", {"out": out}, declarations=DEPOT)
+    assert out.tolist() == list(range(32))
+    for use in (
+        "st.global.u32 [%rd5], %r1;",
+        "setp.eq.u32 %p2, %r1, 7; @%p2 bra END; mov.u32 %r1, 1; END: bar.sync 0;",
+    ):
+        with pytest.raises(UninitializedRegister, match="never wrote: local memory") as caught:
+            run(LOCAL.replace("OFFSET", "8") + use, {"out": out}, declarations=DEPOT)
+        assert caught.value.thread == (9, 0, 0)
+        whole = LOCAL.replace("OFFSET", "8").replace("@%p1 ", "")
+        run(whole + use, {"out": out}, declarations=DEPOT)
+    with pytest.raises(UninitializedRegister, match="local memory"):
+        run(LOCAL.replace("OFFSET", "0") + "st.global.u32 [%rd5], %r4;", {"out": out}, declarations=DEPOT)
+
+
+def test_local_memory_filled_in_a_loop():
+    out = np.zeros(32, np.uint32)
+    body = f"""
+        {ADDRESS} mov.b64 %rd6, depot; mov.u32 %r2, 0; mov.u32 %r1, 0;
+    FILL: mad.wide.u32 %rd7, %r2, 4, %rd6; st.local.u32 [%rd7], %r2; add.u32 %r2, %r2, 1; setp.lt.u32 %p1, %r2, COUNT;
+        @%p1 bra FILL;
+        mov.u32 %r2, 0;
+    SUM: mad.wide.u32 %rd7, %r2, 4, %rd6; ld.local.u32 %r3, [%rd7]; add.u32 %r1, %r1, %r3; add.u32 %r2, %r2, 1;
+        setp.lt.u32 %p1, %r2, 8; @%p1 bra SUM;
+        st.global.u32 [%rd5], %r1;
+    """
+    run(body.replace("COUNT", "8"), {"out": out}, declarations=DEPOT)
+    assert (out == 28).all()
+    with pytest.raises(UninitializedRegister, match="the value stored.*local memory"):
+        run(body.replace("COUNT", "7"), {"out": out}, declarations=DEPOT)

@@ -130,6 +130,20 @@ def test_lop3_is_its_table(table):
     assert (got == expect(function, np.dtype("uint32"), a, b, c)).all()
 
 
+@pytest.mark.parametrize("name", ["or", "and", "xor"])
+def test_lop3_with_a_predicate(name):
+    a, b, c = (interesting(np.uint32, seed=s) & np.uint32(0x11) for s in (1, 2, 3))
+    code = f"""
+        setp.gt.u32 %p1, %c, 5; lop3.{name}.b32 %r1|%p2, %a, %b, %c, 0x80, %p1;
+        lop3.{name}.b32 _|%p3, %a, %b, %c, 0x80, !%p1;
+        selp.u32 %d, 1, 0, %p2; @%p3 add.u32 %d, %d, 2; shl.b32 %r1, %r1, 4; or.b32 %d, %d, %r1;
+    """
+    function = {"or": np.logical_or, "and": np.logical_and, "xor": np.logical_xor}[name]
+    any_bit = (a & b & c) != 0
+    expected = (a & b & c) << 4 | function(any_bit, c > 5) | 2 * function(any_bit, c <= 5)
+    assert (evaluate(code, [a, b, c], np.uint32) == expected).all()
+
+
 def test_logic():
     a, b = interesting(np.uint64), interesting(np.uint64, seed=1)
     for name, function in {"and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}.items():

@@ -10,6 +10,7 @@ from cute_attn.emulator.device_view import present
 from cute_attn.emulator.errors import (
     Deadlock,
     EmulatorError,
+    InvalidOperand,
     Misaligned,
     OutOfBounds,
     UninitializedShared,
@@ -357,3 +358,22 @@ def test_which_space_a_generic_address_is_in():
         body += f"isspacep.{space} %p1, {register}; selp.u32 %r1, 1, 0, %p1; st.global.u32 [%rd0+{4 * n}], %r1;"
     run(body, {"out": out}, declarations=LOCAL, shared=16, block=(1, 1, 1))
     assert out.tolist() == [1, 1, 0, 1, 1, 1, 0, 0]
+
+
+def test_bulk_zeros():
+    out = np.zeros((32, 4), np.uint32)
+    body = """
+        mov.u32 %r1, dynamic; mad.lo.u32 %r2, %r50, 32, %r1; add.u32 %r3, %r50, 1; and.b32 %r4, %r50, 1;
+        mul.wide.u32 %rd5, %r4, 8; add.u64 %rd5, %rd5, 8; setp.lt.u32 %p1, %r50, 30;
+        st.shared.v4.u32 [%r2], {%r3, %r3, %r3, %r3}; @%p1 st.bulk.weak.shared::cta [%r2], %rd5, 0;
+        ld.shared.v4.u32 {%r5, %r6, %r7, %r8}, [%r2]; mad.wide.u32 %rd6, %r50, 16, %rd0;
+        st.global.v4.u32 [%rd6], {%r5, %r6, %r7, %r8};
+    """
+    run(body, {"out": out}, shared=1024)
+    for t in range(32):
+        zeros = 0 if t >= 30 else 4 if t % 2 else 2
+        assert out[t].tolist() == [0] * zeros + [t + 1] * (4 - zeros)
+    with pytest.raises(InvalidOperand, match="12 bytes"):
+        run("mov.u32 %r1, dynamic; mov.b64 %rd5, 12; st.bulk.shared::cta [%r1], %rd5, 0;", shared=64)
+    with pytest.raises(OutOfBounds):
+        run("mov.u32 %r1, dynamic; mov.b64 %rd5, 72; st.bulk.shared::cta [%r1], %rd5, 0;", shared=64)

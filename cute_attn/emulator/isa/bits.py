@@ -37,14 +37,25 @@ def zero_test(b: BlockBuilder, i: Instruction) -> None:
     b.write(i.operands[0], f"({b.read(i.operands[1], dtype)} == {b.constant(0, dtype)}).astype({dtype})", dtype)
 
 
-@emits("lop3", types="b32", modifiers="")
+@emits("lop3", types="b32", modifiers="or and xor")
 def lop3(b: BlockBuilder, i: Instruction) -> None:
-    """Any function of three bits; the table's bit (4a + 2b + c) is the result for those bits."""
+    """Any function of three bits; the table's bit (4a + 2b + c) is the result for those bits.
+
+    lop3.op d|p, a, b, c, table, q: p is whether d has a bit set, op q; d may be `_`.
+    """
     table = b.literal(i.operands[4])
     if table is None:
         raise UnknownInstruction(i.opcode)
     x, y, z = (b.read(o, "uint32") for o in i.operands[1:4])
-    b.write(i.operands[0], _lut_expression(x, y, z, table), "uint32")
+    result = b.assign(_lut_expression(x, y, z, table))
+    dest, _, predicate = (part.strip() for part in i.operands[0].partition("|"))
+    if (i.parts[1] != "b32") != bool(predicate) or len(i.operands) != 5 + bool(predicate):
+        raise UnknownInstruction(i.text)
+    if predicate:
+        sign = {"or": "|", "and": "&", "xor": "^"}[i.parts[1]]
+        value = f"({result} != {b.constant(0, 'uint32')}) {sign} {b.predicate(i.operands[5])}"
+        b.write(predicate, value, "bool")
+    b.write(dest, result, "uint32")
 
 
 def _lut_expression(x: str, y: str, z: str, table: int) -> str:

@@ -95,7 +95,10 @@ def _setp_packed(b: BlockBuilder, i: Instruction, kind: PtxType) -> None:
 def set_value(b: BlockBuilder, i: Instruction) -> None:
     """set.cmp.dtype.stype: 1.0 for f32, all ones for an integer, else zero."""
     kinds = [k for p in i.parts[1:] if (k := ptx_type(p)) is not None and k.name != "pred"]
-    if len(kinds) != 2 or kinds[0].kind == "bf16" or kinds[1].name.endswith("x2"):
+    if len(kinds) == 2 and kinds[1].name in _HALF_TRUE and len(i.operands) == 3:
+        _set_packed(b, i, *kinds)
+        return
+    if len(kinds) != 2 or kinds[0].kind == "bf16" or any(k.name.endswith("x2") for k in kinds):
         raise UnknownInstruction(i.opcode)
     dest, source = kinds
     x, y = _sources(b, i, source, i.operands[1:3])
@@ -103,6 +106,19 @@ def set_value(b: BlockBuilder, i: Instruction) -> None:
     true = b.constant(1.0, dest.numpy) if dest.kind == "f" else b.constant(-1, dest.carrier)
     dtype = dest.numpy if dest.kind == "f" else dest.carrier
     b.write(i.operands[0], f"where({result}, {true}, {b.constant(0, dtype)})", dtype)
+
+
+_HALF_TRUE = {"f16x2": 0x3C00, "bf16x2": 0x3F80}
+
+
+def _set_packed(b: BlockBuilder, i: Instruction, dest: PtxType, source: PtxType) -> None:
+    """Both halves for themselves: 1.0 where the result has the operands' type, 0xFFFF where it is an integer."""
+    if dest.name not in (source.name, "u32", "s32"):
+        raise UnknownInstruction(i.opcode)
+    x, y = (b.assign(f"half_lanes(G, {b.read(o, 'uint32')}, {source.name!r})") for o in i.operands[1:3])
+    true = b.constant(_HALF_TRUE[source.name] if dest.name == source.name else 0xFFFF, "uint16")
+    halves = f"where({_compare(i.parts[1], x, y, True)}, {true}, {b.constant(0, 'uint16')})"
+    b.write(i.operands[0], f"({halves}).view(uint32)", "uint32")
 
 
 @emits("selp", types="b16 b32 b64 u16 u32 u64 s16 s32 s64 f32 f64", modifiers="")

@@ -23,7 +23,7 @@ from ..access import (
     split_generic,
 )
 from ..codegen import BlockBuilder
-from ..errors import OutOfBounds, UnknownInstruction
+from ..errors import InvalidOperand, OutOfBounds, UnknownInstruction
 from ..memory import Array
 from ..module import Instruction
 from ..registry import emits, helper, instruction_type
@@ -142,6 +142,15 @@ def store(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"store_{space}(G, {address}, {kind.bytes}, ({', '.join(values)},), {b.mask}, {i.index})")
 
 
+@emits("st.bulk", modifiers="weak shared::cta")
+def store_bulk(b: BlockBuilder, i: Instruction) -> None:
+    """st.bulk.shared::cta [a], size, 0: zeros, a multiple of 8 bytes (PTX ISA, "st.bulk")."""
+    if b.literal(i.operands[2]) != 0 or state_space(i) != "shared":
+        raise UnknownInstruction(i.text)
+    address = b.assign(address_expression(b, i.operands[0], "uint32"))
+    b.effect(f"store_zeros(G, {address}, {b.read(i.operands[1], 'uint64')}, {b.mask}, {i.index})")
+
+
 # ---- helpers
 
 
@@ -240,6 +249,28 @@ def store_shared(group: Group, address: Any, size: int, values: tuple[Any, ...],
 
 
 @helper
+def store_zeros(group: Group, address: Any, size: Any, mask: Any, index: int) -> None:
+    """Zeros in each lane's `size` bytes, as so many elements of 8."""
+    lanes, positions = active(group, address, mask)
+    positions = np.arange(group.size) if positions is None else positions
+    nbytes = group.spread(size)[positions].astype(np.int64)
+    if (odd := nbytes % 8 != 0).any():
+        n = int(np.argmax(odd))
+        group.fail(InvalidOperand, index, int(positions[n]), f"st.bulk of {int(nbytes[n])} bytes: no multiple of 8")
+    words = nbytes // 8
+    number = np.arange(words.sum()) - np.repeat(words.cumsum() - words, words)
+    places = np.repeat(lanes, words) + (8 * number).astype(np.uint32)
+    owners = np.repeat(positions, words)
+    elements, low, high = shared_elements(group, places, 8, owners, index, "write")
+    if elements.size:
+        content = np.zeros(elements.size, np.uint64)
+        if (races := group.wave.races) is not None:
+            races.write(group, elements, 8, owners, index, content)
+        group.wave.shared.views[8][elements] = content
+        group.wave.shared.mark(elements, 8, low, high)
+
+
+@helper
 def load_local(group: Group, address: Any, size: int, count: int, mask: Any, index: int) -> Any:
     total = size * count
     lanes, positions = active(group, address, mask)
@@ -252,8 +283,26 @@ def store_local(group: Group, address: Any, size: int, values: tuple[Any, ...], 
     total = size * len(values)
     lanes, positions = active(group, address, mask)
     elements = local_elements(group, lanes, total, positions, index, "write")
-    view = group.wave.local.views[total]
-    view[elements] = join_lanes(group, values, size, positions, view.dtype)
+    if elements.size:
+        local = group.wave.local
+        local.views[total][elements] = join_lanes(group, values, size, positions, local.views[total].dtype)
+        local.mark(elements, total, int(lanes.min()), int(lanes.max()) + total)
+
+
+@helper
+def local_written(group: Group, address: Any, nbytes: int, mask: Any, index: int) -> Any:
+    """Lanes whose bytes of local memory were all written, or that do not take part."""
+    lanes, positions = active(group, address, mask)
+    elements = local_elements(group, lanes, nbytes, positions, index, "read")
+    local = group.wave.local
+    if (
+        not lanes.size
+        or (bad := local.unwritten(elements, nbytes, int(lanes.min()), int(lanes.max()) + nbytes)) is None
+    ):
+        return np.True_
+    written = np.ones(group.size, bool)
+    written[slice(None) if positions is None else positions] = ~bad
+    return written
 
 
 @helper
