@@ -4,9 +4,10 @@
 tensors, `settings` changes how, `launches` tells what ran, `trace` draws it. Errors are subclasses of `EmulatorError`.
 """
 
-from cute_attn.emulator.capture import call, clear_launches, launches, register, settings
+from cute_attn.emulator.capture import call, clear_launches, launches, register
 from cute_attn.emulator.errors import EmulatorError
 from cute_attn.emulator.runtime import runtime_library
+from cute_attn.emulator.settings import settings
 from cute_attn.emulator.trace import Recorder, trace
 
 __all__ = [

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from cute_attn.arch import ARCHS
-from cute_attn.emulator.capture import Settings, findings, launches, settings
+from cute_attn.emulator.capture import findings, launches
 from cute_attn.emulator.errors import EmulatorError
 from cute_attn.emulator.launch import LaunchRecord
+from cute_attn.emulator.settings import Settings, settings
 from cute_attn.emulator.trace import short_name, trace
 
 _DESCRIPTION = """\

@@ -103,7 +103,7 @@ def _with_deletions(operations: list[Operation], keep: set[str], profiled: bool,
         if traced and not operation.pure and operation.index is not None:
             lines.append(f"G.wave.trace.at = {operation.index}")
         if profiled:
-            lines += ["T0 = clock()", code, f"G.wave.profile({operation.family!r}, clock() - T0)"]
+            lines += ["T0 = clock()", code, f"G.wave.profile[{operation.family!r}] += clock() - T0"]
         else:
             lines.append(code)
         if names:

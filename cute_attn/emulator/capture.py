@@ -9,40 +9,35 @@ the exception is raised again when control is back in Python.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import ctypes
-import dataclasses
 import math
 import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from cute_attn.emulator.device import MULTIPROCESSORS, Device, device_for
+from cute_attn.emulator.device import Device, device_for
 from cute_attn.emulator.device_view import present
 from cute_attn.emulator.errors import EmulatorError, InvalidLaunch
 from cute_attn.emulator.heap import Heap
 from cute_attn.emulator.launch import LaunchRecord, launch
 from cute_attn.emulator.launch_attributes import read_attributes
+from cute_attn.emulator.launch_size import LaunchSize, Shape
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import Kernel, parse
 from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
-from cute_attn.emulator.trace import Recorder
-from cute_attn.emulator.wave import Shape
+from cute_attn.emulator.settings import current_settings
 
 __all__ = [
-    "Settings",
     "call",
     "clear_launches",
-    "current_settings",
     "findings",
     "heap",
     "launches",
     "register",
     "session",
-    "settings",
 ]
 
 _FATBIN_MAGIC = 0xBA55ED50
@@ -79,33 +74,6 @@ class _LoadedKernel:
     kernel: Kernel
     dynamic_shared_limit: int
     large_clusters: bool = False
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How launches are run; the same results are right under all of them, but for rounding under `accumulation`.
-
-    seed:                 order in which warps and CTAs are stepped; None is the fixed order
-    uninitialized_shared: a read of shared memory that nobody wrote is an "error", or gives "poison" (NaN), for programs
-                          that load rows and never use them
-    accumulation:         tensor cores sum in "float32", or as the "hardware" does (see `tensor_core`; slower)
-    multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
-    races:                look for accesses to shared memory that nothing orders (see `races`)
-    profile:              measure seconds per instruction family (slower)
-    trace:                record what warps do and wait for (see `trace`)
-    """
-
-    seed: int | None = None
-    uninitialized_shared: Literal["error", "poison"] = "error"
-    accumulation: Literal["float32", "hardware"] = "float32"
-    races: bool = False
-    multiprocessors: int = MULTIPROCESSORS
-    profile: bool = False
-    trace: Recorder | None = None
-
-    def of_launch(self) -> dict[str, Any]:
-        """Those that are arguments of `launch`."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "multiprocessors"}
 
 
 @dataclass
@@ -227,18 +195,10 @@ class _Runtime:
         attributes = read_attributes(loaded.kernel.name, requested)
         cluster = _cluster(loaded, attributes.cluster, session.device)
         _check_against_device(loaded, session.device, block, requested.dynamic_shared_bytes)
-        record = launch(
-            loaded.kernel,
-            grid=grid,
-            cluster=cluster,
-            block=block,
-            shared_bytes=requested.dynamic_shared_bytes,
-            parameters=_parameters(loaded.kernel, arguments),
-            memory=GlobalMemory([*session.spans, *self.heap.spans()]),
-            cooperative=attributes.cooperative,
-            **_settings.get().of_launch(),
-        )
-        self.records.append(record)
+        size = LaunchSize(grid, block, requested.dynamic_shared_bytes, cluster, attributes.cooperative)
+        memory = GlobalMemory([*session.spans, *self.heap.spans()])
+        parameters = _parameters(loaded.kernel, arguments)
+        self.records.append(launch(loaded.kernel, size, parameters, memory, current_settings()))
 
     def allocate(self, memory: Any, nbytes: int) -> None:
         memory[0] = self.heap.allocate(nbytes)
@@ -324,25 +284,6 @@ def register(cubin: bytes, ptx: str) -> None:
             _runtime.modules.append(_Module(cubin, ptx))
 
 
-_USUAL = Settings()
-_settings = contextvars.ContextVar("settings", default=_USUAL)
-
-
-def current_settings() -> Settings:
-    """The settings that a launch of this thread would run under now."""
-    return _settings.get()
-
-
-@contextlib.contextmanager
-def settings(**changes: Any) -> Iterator[None]:
-    """A period in which this thread's launches are run with some of the `Settings` changed."""
-    token = _settings.set(dataclasses.replace(_settings.get(), **changes))
-    try:
-        yield
-    finally:
-        _settings.reset(token)
-
-
 @contextlib.contextmanager
 def session(spans: list[Span], arch: str) -> Iterator[None]:
     """A period in which host code may call the runtime.
@@ -354,7 +295,7 @@ def session(spans: list[Span], arch: str) -> Iterator[None]:
     """
     with _runtime.lock:
         _runtime.bind()
-        outer, current = _runtime.session, _Session(device_for(arch, _settings.get().multiprocessors), spans)
+        outer, current = _runtime.session, _Session(device_for(arch, current_settings().multiprocessors), spans)
         _runtime.session = current
         try:
             yield

@@ -18,11 +18,12 @@ from collections.abc import Callable
 from typing import Any
 
 from cute_attn.emulator import pretended_cuda
-from cute_attn.emulator.capture import current_settings, register, session
+from cute_attn.emulator.capture import register, session
 from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
 from cute_attn.emulator.memory import Span
 from cute_attn.emulator.runtime import runtime_library
+from cute_attn.emulator.settings import current_settings
 
 __all__ = ["install"]
 

@@ -97,6 +97,10 @@ class Kernel:
     constants: dict[str, bytes] = field(default_factory=dict)
     program: Any = None
 
+    def shared_bytes(self, dynamic: int) -> int:
+        """Shared memory of a CTA that is launched with so many bytes of dynamic shared memory."""
+        return self.dynamic_shared_start + dynamic if dynamic else self.static_shared_bytes
+
     @property
     def dynamic_shared_start(self) -> int:
         """Offset in bytes of dynamic shared memory, which lies after the static variables."""

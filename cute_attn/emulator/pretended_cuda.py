@@ -20,9 +20,10 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
-from cute_attn.emulator.capture import current_settings, heap
+from cute_attn.emulator.capture import heap
 from cute_attn.emulator.device import Device, device_for
 from cute_attn.emulator.memory import Span
+from cute_attn.emulator.settings import current_settings
 
 __all__ = ["exposed_memory", "install"]
 

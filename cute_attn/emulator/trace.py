@@ -44,6 +44,7 @@ from .trace_roles import (
 
 if TYPE_CHECKING:
     from .async_work import Transfers
+    from .launch_size import LaunchSize
     from .program import Program
     from .wave import Group, Wave
 
@@ -457,10 +458,11 @@ class Recorder:
     def _wanted(self, cta: int) -> bool:
         return cta < self.ctas if isinstance(self.ctas, int) else cta in self.ctas
 
-    def begin(self, program: Program, **facts: Any) -> LaunchTrace | None:
-        """A launch begins; facts: what the file says about it. None if it is not to be recorded."""
+    def begin(self, program: Program, size: LaunchSize, seed: int | None) -> LaunchTrace | None:
+        """A launch begins. None if it is not to be recorded."""
         if self.kernel not in program.kernel.name:
             return None
+        facts = {"grid": size.grid, "cluster": size.cluster, "block": size.block, "seed": seed}
         launch = LaunchTrace(program, self._wanted, facts)
         self.launches.append(launch)
         return launch
@@ -489,7 +491,7 @@ class Recorder:
 @contextlib.contextmanager
 def trace(path: str | Path, **options: Any) -> Iterator[Recorder]:
     """A period whose launches are written to a trace file, even if one of them fails. Options: see `Recorder`."""
-    from .capture import settings
+    from .settings import settings
 
     recorder = Recorder(**options)
     try:

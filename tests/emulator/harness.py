@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from cute_attn.emulator.launch import LaunchRecord, launch
+from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import parse
+from cute_attn.emulator.settings import Settings
 
 REGISTERS = """
     .reg .pred %p<20>;
@@ -27,12 +29,16 @@ def run(
     grid: tuple[int, int, int] = (1, 1, 1),
     block: tuple[int, int, int] = (32, 1, 1),
     shared: int = 0,
+    cluster: tuple[int, int, int] = (1, 1, 1),
+    cooperative: bool = False,
     declarations: str = "",
     module: str = "",
     target: str = "sm_89",
     **options: Any,
 ) -> LaunchRecord:
     """Runs a kernel whose parameters are the arrays' addresses, %rd0, %rd1, ..., and then u32 scalars, %r0, %r1, ....
+
+    options: the launch's `Settings`.
 
     %r50 holds the thread's number in its block and %r51 its number in the grid (x only).
     """
@@ -61,7 +67,8 @@ def run(
     parameters += b"".join(struct.pack("<I", s & 0xFFFFFFFF) for s in scalars)
     memory = GlobalMemory([Span(a.ctypes.data, a.nbytes, name) for name, a in arrays.items()])
     kernel = parse(text)["kernel"]
-    return launch(kernel, grid=grid, block=block, shared_bytes=shared, parameters=parameters, memory=memory, **options)
+    size = LaunchSize(grid, block, shared, cluster, cooperative)
+    return launch(kernel, size, parameters, memory, Settings(**options))
 
 
 def evaluate(code: str, inputs: list[np.ndarray], output: Any) -> np.ndarray:

@@ -7,6 +7,7 @@ import pytest
 
 from cute_attn.emulator.errors import Deadlock, DivergentWarp, InvalidOperand
 from cute_attn.emulator.launch import launch
+from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import GlobalMemory
 from cute_attn.emulator.module import parse
 
@@ -63,7 +64,7 @@ def test_what_a_warp_starts_with(head, least):
     def attempt(count: int) -> None:
         kernel = parse(body.replace("COUNT", str(count)))["kernel"]
         memory = GlobalMemory([])
-        launch(kernel, grid=(1, 1, 1), block=(128, 1, 1), shared_bytes=0, parameters=b"", memory=memory)
+        launch(kernel, LaunchSize((1, 1, 1), (128, 1, 1)), b"", memory)
 
     attempt(least - 8)
     with pytest.raises((Deadlock, InvalidOperand)):

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import Array, GlobalMemory
 from cute_attn.emulator.module import parse
 from cute_attn.emulator.registers import Pending
+from cute_attn.emulator.settings import Settings
 from cute_attn.emulator.wave import Group, Wave
 
 PTX = ".version 8.8\n.target sm_90a\n.address_size 64\n.visible .entry kernel()\n{ .reg .b32 %r<4>; ret; }"
@@ -19,7 +21,8 @@ REGISTERS = 4
 
 def wave_of(random: np.random.Generator | None) -> Wave:
     kernel = parse(PTX)["kernel"]
-    return Wave(kernel, np.arange(2), (2, 1, 1), (128, 1, 1), 0, b"", GlobalMemory([]), {}, random=random)
+    size = LaunchSize((2, 1, 1), (128, 1, 1))
+    return Wave(kernel, np.arange(2), size, b"", GlobalMemory([]), {}, Settings(), random=random)
 
 
 class Later(Pending):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from cute_attn.emulator import settings
-from cute_attn.emulator.capture import Settings
 from cute_attn.emulator.errors import UnknownAccumulation
+from cute_attn.emulator.settings import Settings
 from cute_attn.emulator.tensor_core import dot, model_for
 
 from .harness import run

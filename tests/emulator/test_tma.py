@@ -17,8 +17,10 @@ from cute_attn.emulator.errors import (
     UnknownInstruction,
 )
 from cute_attn.emulator.launch import launch
+from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import parse
+from cute_attn.emulator.settings import Settings
 
 from .harness import run
 from .tensor_maps import SWIZZLES, boxed, encode, encode_array
@@ -208,10 +210,8 @@ def test_map_among_the_parameters():
     parameters = struct.pack("<QQ", at.ctypes.data, out.ctypes.data).ljust(64, b"\0") + map_.tobytes()
     memory = GlobalMemory([Span(a.ctypes.data, a.nbytes, "array") for a in (tensor, out, at)])
     kernel = parse(text)["kernel"]
-    launch(
-        kernel, grid=(1, 1, 1), block=(32, 1, 1), shared_bytes=SHARED, parameters=parameters, memory=memory,
-        uninitialized_shared="poison",
-    )  # fmt: skip
+    size = LaunchSize((1, 1, 1), (32, 1, 1), SHARED)
+    launch(kernel, size, parameters, memory, Settings(uninitialized_shared="poison"))
     assert (out == expected_load(tensor, (64, 4), [(0, 5)])).all()
 
 

@@ -1,0 +1,60 @@
+"""How launches are run: an object that a launch takes, and the one that holds for a period of a thread's time."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import dataclasses
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .device import MULTIPROCESSORS
+
+if TYPE_CHECKING:
+    from .trace import Recorder
+
+__all__ = ["Settings", "current_settings", "settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How launches are run; the same results are right under all of them, but for rounding under `accumulation`.
+
+    seed:                 order in which warps and CTAs are stepped, and when asynchronous work completes; None is the
+                          fixed order, in which that is as late as the program's waits allow
+    uninitialized_shared: a read of shared memory that nobody wrote is an "error", or gives "poison" (NaN), for programs
+                          that load rows and never use them
+    accumulation:         tensor cores sum in "float32", or as the "hardware" does (see `tensor_core`; slower)
+    races:                look for accesses to shared memory that nothing orders (see `races`)
+    multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
+    profile:              measure seconds per instruction family (slower)
+    trace:                record what warps do and wait for (see `trace`)
+    """
+
+    seed: int | None = None
+    uninitialized_shared: Literal["error", "poison"] = "error"
+    accumulation: Literal["float32", "hardware"] = "float32"
+    races: bool = False
+    multiprocessors: int = MULTIPROCESSORS
+    profile: bool = False
+    trace: Recorder | None = None
+
+
+_USUAL = Settings()
+_settings = contextvars.ContextVar("settings", default=_USUAL)
+
+
+def current_settings() -> Settings:
+    """The settings that a launch of this thread would run under now."""
+    return _settings.get()
+
+
+@contextlib.contextmanager
+def settings(**changes: Any) -> Iterator[None]:
+    """A period in which this thread's launches are run with some of the `Settings` changed."""
+    token = _settings.set(dataclasses.replace(_settings.get(), **changes))
+    try:
+        yield
+    finally:
+        _settings.reset(token)
