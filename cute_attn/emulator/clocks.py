@@ -9,7 +9,7 @@ it happens before what a warp does if the warp's clock holds that epoch of that 
 A stamp and an entry of a clock are one number: agent, epoch and, in the lowest bits, the instruction that made the
 access. These bits are all ones in a clock, so that "known" is one comparison of two numbers of the same agent.
 
-Every clock has three planes: what happens before, what of it an async proxy sees as well, because a fence.proxy.async
+A clock has three planes: what happens before, what of it an async proxy sees as well, because a fence.proxy.async
 lies between, and the same for the initialisation of mbarriers, for which fence.mbarrier_init does too (PTX ISA,
 "Memory Consistency Model: Proxy-preserved base causality order").
 """
@@ -29,13 +29,12 @@ INSTRUCTION = (1 << EPOCH_SHIFT) - 1
 TICK = np.uint64(1 << EPOCH_SHIFT)
 MAX_AGENTS = 1 << 12
 HAPPENS_BEFORE, ASYNC_PROXY, BARRIER_INIT = 0, 1, 2
-PLANES = 3
 ENGINES = ("cp.async", "bulk", "wgmma")
 GENERIC = ("warp", "strong", "cp.async")
 """Agents of the generic proxy; the others are of the async proxy."""
-OWN = (*GENERIC, "bulk", "wgmma")
-"""The agents that each warp has. "strong" stands for its atomic and its relaxed accesses, which race with no others of
-their kind."""
+KINDS = (*GENERIC, "bulk", "wgmma")
+"""The agents that a warp may have. "strong" stands for its atomic and its relaxed accesses, which race with no others
+of their kind."""
 REMEMBERED_GROUPS = 64
 WARPGROUP = 4
 
@@ -43,24 +42,25 @@ WARPGROUP = 4
 class Agents:
     """The numbering of agents within a cluster: CTA by CTA the fastest, so that mbarriers found later get new numbers.
 
-    wgmma belongs to warpgroups: their four warps share the first one's agent. `generic`: numbers below it are those of
-    the generic proxy.
+    kinds: those that the kernel has, in the order of KINDS. wgmma belongs to warpgroups: their four warps share the
+    first one's agent. `generic`: numbers below it are those of the generic proxy.
     """
 
-    def __init__(self, wave: Wave) -> None:
+    def __init__(self, wave: Wave, kinds: tuple[str, ...]) -> None:
+        self.kinds = kinds
         self.cluster_size = wave.cluster_size
         self.warps = wave.cta_lanes // 32
-        self.fixed = self.warps * len(OWN)
-        self.generic = self.warps * len(GENERIC) * self.cluster_size
+        self.fixed = self.warps * len(kinds)
+        self.generic = self.warps * len({*GENERIC}.intersection(kinds)) * self.cluster_size
         warp = np.arange(wave.lanes // 32, dtype=np.int64)
         self.rank_of_warp = warp // self.warps % self.cluster_size
         self.cluster_of_warp = warp // self.warps // self.cluster_size
         first = warp % self.warps
         group = first // WARPGROUP * WARPGROUP
-        self.of_warp = {kind: self.number(kind, group if kind == "wgmma" else first) for kind in OWN}
+        self.of_warp = {kind: self.number(kind, group if kind == "wgmma" else first) for kind in kinds}
 
     def number(self, kind: str, local: Array) -> Array:
-        return (OWN.index(kind) * self.warps + local) * self.cluster_size + self.rank_of_warp
+        return (self.kinds.index(kind) * self.warps + local) * self.cluster_size + self.rank_of_warp
 
     def of_barrier(self, column: Array, rank: Array) -> Array:
         """The copies that report to the barrier of a column (see `MbarrierClocks`) in the CTA of that rank."""
@@ -71,7 +71,7 @@ class Agents:
         local, rank = divmod(agent, self.cluster_size)
         if local >= self.fixed:
             return "mbarrier", rank, local - self.fixed
-        return OWN[local // self.warps], rank, local % self.warps
+        return self.kinds[local // self.warps], rank, local % self.warps
 
 
 class Clocks:
@@ -80,12 +80,15 @@ class Clocks:
     `version` counts the changes of both.
     """
 
-    def __init__(self, wave: Wave, barriers: int) -> None:
+    def __init__(self, wave: Wave, kinds: tuple[str, ...], barriers: int) -> None:
         self.wave = wave
-        self.agents = Agents(wave)
+        self.agents = Agents(wave, kinds)
+        self.own = tuple(kind for kind in ("warp", "strong") if kind in kinds)
+        # Without an async proxy there is nothing to be told apart.
+        self.planes = 3 if {"bulk", "wgmma"}.intersection(kinds) or barriers else 1
         self.count = self.version = 0
         warps = wave.lanes // 32
-        self.known = np.zeros((PLANES, warps, 0), np.uint64)
+        self.known = np.zeros((self.planes, warps, 0), np.uint64)
         self.fenced: Array | None = None
         self.heard: Array | None = None
         self.objects: list[ObjectClocks] = []
@@ -95,8 +98,8 @@ class Clocks:
             for kind, agents in self.agents.of_warp.items()
         }
         self._know_oneself(np.arange(warps))
-        self._closed = {kind: np.zeros((warps, REMEMBERED_GROUPS), np.uint64) for kind in ENGINES}
-        self._closings = {kind: np.zeros(warps, np.int64) for kind in ENGINES}
+        self._closed = {kind: np.zeros((warps, REMEMBERED_GROUPS), np.uint64) for kind in kinds}
+        self._closings = {kind: np.zeros(warps, np.int64) for kind in kinds}
 
     def widen(self, agents: int) -> None:
         """Makes room for more agents."""
@@ -114,12 +117,12 @@ class Clocks:
 
     def tick(self, warps: Array) -> None:
         """What these warps do from now on is not known to those who learn of them what they have done so far."""
-        for kind in ("warp", "strong"):
+        for kind in self.own:
             self.stamps[kind][warps] += TICK
         self._know_oneself(warps)
 
     def _know_oneself(self, warps: Array) -> None:
-        for kind in ("warp", "strong"):
+        for kind in self.own:
             own = self.stamps[kind][warps] | np.uint64(INSTRUCTION)
             self.known[HAPPENS_BEFORE, warps, self.agents.of_warp[kind][warps]] = own
         self.version += 1
@@ -177,7 +180,7 @@ class Clocks:
 
     def fence_proxy(self, warps: Array, *, barriers_only: bool) -> None:
         """What is known to these warps becomes visible to the async proxy."""
-        for plane in (BARRIER_INIT,) if barriers_only else (ASYNC_PROXY, BARRIER_INIT):
+        for plane in (BARRIER_INIT if barriers_only else ASYNC_PROXY, BARRIER_INIT) if self.planes > 1 else ():
             self.known[plane, warps] = self.known[HAPPENS_BEFORE, warps]
         self.tick(warps)
 
@@ -200,7 +203,7 @@ class ObjectClocks:
 
     def __init__(self, clocks: Clocks, count: int) -> None:
         self.clocks = clocks
-        self.rows = np.zeros((PLANES, count, clocks.count), np.uint64)
+        self.rows = np.zeros((clocks.planes, count, clocks.count), np.uint64)
         clocks.objects.append(self)
 
     def widen(self, agents: int) -> None:
@@ -214,12 +217,13 @@ class ObjectClocks:
         known = self.clocks.fenced if relaxed else self.clocks.known
         if known is None or not warps.size:
             return
-        order = np.argsort(objects, kind="stable")
-        objects = objects[order]
-        starts = np.flatnonzero(np.concatenate([[True], objects[1:] != objects[:-1]]))
-        merged = np.maximum.reduceat(known[:, warps[order]], starts, axis=1)
-        unique = objects[starts]
-        self.rows[:, unique] = np.maximum(self.rows[:, unique], merged)
+        passed_on, unique = known[:, warps], objects
+        if not (objects[1:] > objects[:-1]).all():
+            order = np.argsort(objects, kind="stable")
+            objects = objects[order]
+            starts = np.flatnonzero(np.concatenate([[True], objects[1:] != objects[:-1]]))
+            passed_on, unique = np.maximum.reduceat(passed_on[:, order], starts, axis=1), objects[starts]
+        self.rows[:, unique] = np.maximum(self.rows[:, unique], passed_on)
         if not relaxed:
             self.clocks.tick(warps)
 
@@ -288,8 +292,9 @@ class MbarrierClocks:
         agents = self.clocks.agents
         self.clocks.widen((agents.fixed + columns) * agents.cluster_size)
         more = (columns - self._capacity) * self.ctas
+        nothing = np.zeros((self.clocks.planes, more, self.clocks.count), np.uint64)
         for clocks in (self.pending, self.complete):
-            clocks.rows = np.concatenate([clocks.rows, np.zeros((PLANES, more, self.clocks.count), np.uint64)], axis=1)
+            clocks.rows = np.concatenate([clocks.rows, nothing], axis=1)
         self.epoch = np.concatenate([self.epoch, np.ones(more, np.uint64)])
         self._capacity = columns
 

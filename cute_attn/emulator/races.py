@@ -21,7 +21,6 @@ from .clocks import (
     BARRIER_INIT,
     HAPPENS_BEFORE,
     INSTRUCTION,
-    OWN,
     Clocks,
     MbarrierClocks,
     ObjectClocks,
@@ -69,7 +68,7 @@ class Races:
     def __init__(self, wave: Wave, accesses: SharedAccesses) -> None:
         self.wave = wave
         self.accesses = accesses
-        self.clocks = Clocks(wave, len(accesses.inits))
+        self.clocks = Clocks(wave, accesses.kinds, len(accesses.inits))
         self.agents = self.clocks.agents
         self.shadow = ShadowMemory(wave.shared, accesses.granule, self.agents)
         self.barriers = ShadowMemory(wave.shared, 8, self.agents)
@@ -219,15 +218,18 @@ class Races:
 
     def close_group(self, kind: str, lanes: Array) -> None:
         self._enter_operands()
-        self.clocks.close(kind, _warps(lanes))
+        if kind in self.agents.kinds:  # else nothing is ever in such a group
+            self.clocks.close(kind, _warps(lanes))
 
     def await_groups(self, kind: str, lanes: Array, newest: int) -> None:
         self._enter_operands()
-        self.clocks.await_groups(kind, _warps(lanes), newest)
+        if kind in self.agents.kinds:
+            self.clocks.await_groups(kind, _warps(lanes), newest)
 
     def await_all(self, kind: str, lanes: Array) -> None:
         self._enter_operands()
-        self.clocks.await_all(kind, _warps(lanes))
+        if kind in self.agents.kinds:
+            self.clocks.await_all(kind, _warps(lanes))
 
     # ---- barriers and fences
 
@@ -293,7 +295,8 @@ class Races:
     def arrive_after(self, group: Group, lanes: Array, keys: Array, index: int, kind: str) -> None:
         """An arrival that comes when what these lanes have issued is complete."""
         self.use_barriers(group, lanes, keys, index)
-        self.mbarriers.await_engine(kind, lanes, keys)
+        if kind in self.agents.kinds:
+            self.mbarriers.await_engine(kind, lanes, keys)
         self.mbarriers.pending.release(lanes, self.mbarriers.objects(keys))
 
     def test_barriers(self, group: Group, keys: Array, positions: Array | None, index: int, passed: Array) -> None:
@@ -334,8 +337,8 @@ class Races:
         agents = (access.stamps >> _SHIFT).view(np.int64)
         size = self.agents.cluster_size
         local = agents if size == 1 else agents // size
-        if access.kind in OWN:
-            rows, count = local - OWN.index(access.kind) * self.agents.warps, self.agents.warps
+        if access.kind in self.agents.kinds:
+            rows, count = local - self.agents.kinds.index(access.kind) * self.agents.warps, self.agents.warps
         else:
             rows, count = local - self.agents.fixed, self.mbarriers.columns
         shadow, nbytes = self.shadow, access.nbytes
@@ -357,7 +360,7 @@ class Races:
 
     def _note_last(self, verb: str, access: _Access) -> None:
         """Keeps the newest stamp of every agent: of whom everything is known, nothing has to be looked up."""
-        if access.kind in OWN:
+        if access.kind in self.agents.kinds:
             warps = access.group.warps  # perhaps more than take part, which does no harm
             if self._noted.get((verb, access.kind)) == (access.group, self.clocks.version):
                 return
@@ -442,17 +445,13 @@ class Races:
                     if (unknown := self._unknown(access, stamps)).any():
                         self._report(access, unknown, stamps, verb, earlier)
 
-    def _kinds(self, stamps: Array) -> Array:
-        """Per stamp the number of its agent's kind in OWN; what follows stands for the copies that report."""
-        return (stamps >> _SHIFT).view(np.int64) // (self.agents.cluster_size * self.agents.warps)
-
     def _harmless(self, access: _Access, stamps: Array) -> Array:
         """Where the earlier write, of another warp, wrote what is written now."""
         if access.data is None:
             return np.zeros(stamps.shape, bool)
         old = self.wave.shared.views[access.nbytes].take(access.elements[:, 0])
         same = _bytes(old, stamps.shape) == _bytes(access.data, stamps.shape)
-        return same.all(2) & (self._kinds(stamps) == OWN.index("warp"))
+        return same.all(2) & (stamps >> _SHIFT < np.uint64(self.agents.warps * self.agents.cluster_size))
 
     def _check_each_other(self, access: _Access) -> None:
         """Two warps' writes of one instruction to the same place."""

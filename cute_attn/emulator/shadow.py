@@ -11,12 +11,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .clocks import Agents
+from .clocks import KINDS, Agents
 from .memory import Array, SharedMemory
 from .module import Instruction, Kernel
 from .registry import instruction_type
 
 _ACCESSES = re.compile(r"(?:ld|ldu|st|atom|red)\.")
+_ENGINES = {
+    "cp.async": re.compile(r"cp\.async\.c[ag]\."),
+    "bulk": re.compile(r"cp\.(?:reduce\.)?async\.bulk\."),
+    "wgmma": re.compile(r"wgmma\.mma_async"),
+}
 _ELSEWHERE = ("global", "local", "param", "const")
 _STRONG = ("relaxed", "acquire", "release", "acq_rel", "volatile", "mmio")
 
@@ -25,10 +30,12 @@ _STRONG = ("relaxed", "acquire", "release", "acq_rel", "volatile", "mmio")
 class SharedAccesses:
     """What a kernel's instructions say of its accesses to shared memory.
 
-    granule: bytes of the smallest access, 16 at most; what the others move is a multiple of that. inits: the
-    mbarrier.init, and strong: loads and stores that may race with their like, by index.
+    kinds: the agents that make them (see `clocks`). granule: bytes of the smallest access, 16 at most; what the others
+    move is a multiple of that. inits: the mbarrier.init, and strong: loads and stores that may race with their like, by
+    index.
     """
 
+    kinds: tuple[str, ...]
     granule: int
     inits: frozenset[int]
     strong: frozenset[int]
@@ -37,8 +44,12 @@ class SharedAccesses:
     def of(cls, kernel: Kernel) -> SharedAccesses:
         sizes = [size for i in kernel.instructions if (size := _access_bytes(i)) is not None]
         inits = (i.index for i in kernel.instructions if i.opcode.startswith("mbarrier.init"))
-        strong = (i.index for i in kernel.instructions if _ACCESSES.match(i.opcode) and _is_strong(i))
-        return cls(min(sizes, default=16), frozenset(inits), frozenset(strong))
+        strong = frozenset(i.index for i in kernel.instructions if _ACCESSES.match(i.opcode) and _is_strong(i))
+        kinds = {"strong"} if strong else set()
+        for i in kernel.instructions:
+            kinds.update(kind for kind, opcode in _ENGINES.items() if opcode.match(i.opcode))
+        known = tuple(kind for kind in KINDS if kind == "warp" or kind in kinds)
+        return cls(known, min(sizes, default=16), frozenset(inits), strong)
 
 
 def _access_bytes(i: Instruction) -> int | None:
