@@ -23,7 +23,7 @@ from .types import carrier_dtype
 
 if TYPE_CHECKING:
     from .races import Races
-    from .trace import WaveTrace
+    from .trace.wave_trace import WaveTrace
 
 _REMEMBERED_GROUPS = 64
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from cute_attn.emulator.errors import Deadlock
-from cute_attn.emulator.trace import BYTES_PER_UNIT, LATENCY, Recorder
+from cute_attn.emulator.trace import Recorder
+from cute_attn.emulator.trace.costs import BYTES_PER_UNIT, LATENCY
 
 from .harness import run
 from .test_mbarrier import wait
