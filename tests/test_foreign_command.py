@@ -32,6 +32,7 @@ def test_a_finding_is_the_exit_status_even_if_the_program_goes_on() -> None:
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "went on after OutOfBounds"
     assert "emulator: finding 1, OutOfBounds:" in done.stderr and "add_kernel" in done.stderr
+    assert f"({SCRIPT}:" in done.stderr, "the finding names no source line"
     assert "Traceback" not in done.stderr and "launches in" not in done.stderr
 
 
@@ -43,6 +44,34 @@ def test_exceptions_and_exit_statuses_are_the_programs_own(tmp_path: Path) -> No
     done = command(str(program))
     assert done.returncode == 1 and done.stderr.endswith("ZeroDivisionError: division by zero\n")
     assert done.stderr.splitlines()[1] == f'  File "{program}", line 3, in <module>'  # the runner's frames are left out
+
+
+RACE = """
+import cutlass, cutlass.cute as cute, torch
+from cutlass.cute.runtime import from_dlpack
+
+@cute.kernel
+def reverse(x: cute.Tensor):
+    thread, _, _ = cute.arch.thread_idx()
+    tile = cutlass.memory.SmemAllocator().allocate_tensor(cutlass.Float32, cute.make_layout(64))
+    tile[thread] = x[thread]
+    x[thread] = tile[63 - thread]
+
+@cute.jit
+def run(x: cute.Tensor):
+    reverse(x).launch(grid=[1, 1, 1], block=[64, 1, 1])
+
+run(from_dlpack(torch.zeros(64)))
+"""
+
+
+def test_races_are_looked_for_where_asked(tmp_path: Path) -> None:
+    program = tmp_path / "race.py"
+    program.write_text(RACE)
+    assert command("--no-races", str(program)).returncode == 0
+    done = command("--races", str(program))
+    assert done.returncode == 1 and "emulator: finding 1, DataRace:" in done.stderr
+    assert f"({program}:9)" in done.stderr and f"({program}:10)" in done.stderr  # both accesses, by source line
 
 
 def test_trace(tmp_path: Path) -> None:

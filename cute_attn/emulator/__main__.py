@@ -26,7 +26,7 @@ end the launches are listed, and what was found wrong with them."""
 _EPILOG = """\
 examples:
   python -m cute_attn.emulator --arch sm_90a dense_gemm.py --mnkl 256,256,128,1
-  python -m cute_attn.emulator --arch sm_120a --seed 7 my_kernel.py
+  python -m cute_attn.emulator --arch sm_120a --races --seed 7 my_kernel.py
   python -m cute_attn.emulator --arch sm_90a -m pytest -x tests/test_softmax.py
 
 exit status: the program's own, or 1 if a launch raised a finding. The kernels' times are the emulator's and say nothing
@@ -45,7 +45,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--arch", default="sm_90a", choices=ARCHS, help="the GPU to pretend to be (default: %(default)s)"
     )
-    parser.add_argument("--seed", type=int, help="step warps and CTAs in another order; results must not depend on it")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        help="step warps and CTAs, and complete asynchronous work, in another order; results must not depend on it",
+    )
+    parser.add_argument(
+        "--races",
+        action=argparse.BooleanOptionalAction,
+        default=usual.races,
+        help="look for accesses to shared memory that nothing orders (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--accumulation",
+        choices=("float32", "hardware"),
+        default=usual.accumulation,
+        help="tensor cores sum in float32, or as the hardware does, which is slower (default: %(default)s)",
+    )
     parser.add_argument(
         "--multiprocessors",
         type=int,
@@ -140,12 +156,13 @@ def _report(quiet: bool) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(argv)
-    if options.trace:
-        os.environ["CUTE_DSL_LINEINFO"] = "1"  # which the compiler reads when it is imported
+    # The compiler reads it when it is imported. Findings name the kernel's source lines then; the code is the same.
+    os.environ.setdefault("CUTE_DSL_LINEINFO", "1")
     from cute_attn.emulator import foreign  # brings PyTorch, which --help does without
 
     foreign.install(options.arch)
-    changes = {name: getattr(options, name) for name in ("seed", "multiprocessors", "uninitialized_shared", "profile")}
+    names = ("seed", "races", "accumulation", "multiprocessors", "uninitialized_shared", "profile")
+    changes = {name: getattr(options, name) for name in names}
     with contextlib.ExitStack() as stack:
         stack.enter_context(settings(**changes))
         recorder = stack.enter_context(trace(options.trace)) if options.trace else None
