@@ -17,6 +17,7 @@ DISTANCES = {"rel_l2", "rel_l1", "cos", "max_abs"}
 @pytest.fixture(autouse=True)
 def on_emulator(monkeypatch):
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    monkeypatch.setenv("CUTE_DSL_LINEINFO", "0")  # commands set it for the rest of the process
 
 
 def test_help_lists_the_commands_without_the_compiler():
@@ -73,6 +74,28 @@ def test_check_reports_findings(capsys, monkeypatch):
     monkeypatch.setattr(check, "run_kernel", broken)
     assert cli.main(["check", "--seq-q", "40", "--seq-k", "40", "--head-dim", "64", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["findings"] == ["out of bounds"]
+
+
+def test_check_compares_orders(capsys, monkeypatch):
+    from cute_attn.commands import check
+    from cute_attn.emulator.settings import current_settings
+
+    ran, results = [], []
+    run_kernel = check.run_kernel
+
+    def depends_on_the_order(*arguments):
+        ran.append((current_settings().seed, current_settings().races))
+        results.append(results[0] if results else run_kernel(*arguments))
+        out, lse = results[0]
+        return out, lse + 1e-6 * (ran[-1][0] == 2)
+
+    monkeypatch.setattr(check, "run_kernel", depends_on_the_order)
+    command = ["check", "--seq-q", "40", "--seq-k", "40", "--head-dim", "64", "--json", "--seeds"]
+    assert cli.main([*command, "1"]) == 0
+    assert cli.main([*command, "3"]) == 1
+    assert ran == [(seed, True) for seed in (None, 1, None, 1, 2, 3)]
+    right, wrong = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert right["findings"] == [] and wrong["findings"] == ["seed 2: the result differs from that of the fixed order"]
 
 
 def test_check_refuses_what_has_no_kernel(capsys):
