@@ -31,7 +31,8 @@ def active(group: Group, address: Any, mask: Any) -> tuple[Array, Array | None]:
     return address[positions], positions
 
 
-def _position(positions: Array | None, n: int) -> int:
+def position_of(positions: Array | None, n: int) -> int:
+    """The position in the group of the n-th lane that takes part."""
     return n if positions is None else int(positions[n])
 
 
@@ -44,7 +45,7 @@ def check_alignment(group: Group, address: Array, nbytes: int, positions: Array 
         group.fail(
             Misaligned,
             index,
-            _position(positions, bad),
+            position_of(positions, bad),
             f"misaligned access: address {int(address[bad]):#x} is not a multiple of {nbytes}",
         )
 
@@ -70,7 +71,7 @@ def global_elements(
         group.fail(
             OutOfBounds,
             index,
-            _position(positions, first),
+            position_of(positions, first),
             f"global {verb} of {size} bytes at {int(address[first]):#x} is out of bounds: {where}"
             f" ({int(bad.sum())} lanes in all)",
         )
@@ -97,7 +98,7 @@ def shared_elements(
         group.fail(
             OutOfBounds,
             index,
-            _position(positions, bad),
+            position_of(positions, bad),
             f"shared {verb} of {nbytes} bytes at offset {int(address[bad]):#x} is out of bounds: "
             f"the CTA has {shared.size} bytes of shared memory",
         )
@@ -110,14 +111,14 @@ def cluster_cta(
 ) -> tuple[Array, NDArray[np.uint32]]:
     """(CTA of the wave, offset in its shared memory) of shared::cluster addresses; the CTA must be running."""
     wave = group.wave
-    own = group.cta if positions is None else group.cta[positions]
+    own = group.values_at(group.cta, positions)
     rank = (address >> address.dtype.type(CLUSTER_SHIFT)).astype(np.int64) - 1
     if (bad := rank >= wave.cluster_size).any():
         first = int(np.argmax(bad))
         group.fail(
             OutOfBounds,
             index,
-            _position(positions, first),
+            position_of(positions, first),
             f"shared {verb} in the CTA of rank {int(rank[first])}: the cluster has {wave.cluster_size} CTAs",
         )
     cta = np.where(rank < 0, own, own // wave.cluster_size * wave.cluster_size + rank)
@@ -128,7 +129,7 @@ def cluster_cta(
         group.fail(
             ExitedCta,
             index,
-            _position(positions, first),
+            position_of(positions, first),
             f"shared {verb} in the CTA of rank {int(cta[first]) % wave.cluster_size} of the cluster, which has exited: "
             "a barrier of the cluster before the exit keeps its shared memory alive",
         )
@@ -148,7 +149,7 @@ def require_written(
         group.fail(
             UninitializedShared,
             index,
-            _position(positions, first),
+            position_of(positions, first),
             f"read of {nbytes} bytes of shared memory at offset {offset:#x} that nobody wrote"
             f" ({int(bad.sum())} accesses in all)",
         )
@@ -164,7 +165,7 @@ def local_elements(group: Group, address: Array, nbytes: int, positions: Array |
         group.fail(
             OutOfBounds,
             index,
-            _position(positions, bad),
+            position_of(positions, bad),
             f"local {verb} of {nbytes} bytes at offset {int(address[bad]):#x} is out of bounds: "
             f"the thread has {local.size} bytes of local memory",
         )
@@ -179,7 +180,7 @@ def split_generic(group: Group, address: Any, mask: Any) -> list[tuple[str, Arra
     """Generic addresses by window: [(space, addresses relative to the window, mask)], usually one entry."""
     address = group.spread(address)
     window = address >> np.uint64(56)
-    taking = np.ones(group.size, bool) if mask is None else group.spread(mask)
+    taking = group.taking(mask)
     names = {SHARED_WINDOW >> 56: "shared", LOCAL_WINDOW >> 56: "local", PARAMETER_WINDOW >> 56: "param"}
     result = []
     for number in np.unique(window[taking]):

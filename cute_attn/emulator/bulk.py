@@ -74,7 +74,7 @@ class BulkIssue:
 
     @classmethod
     def of(cls, group: Group, mask: Any, index: int) -> BulkIssue:
-        return cls(group, np.arange(group.size) if mask is None else np.flatnonzero(group.spread(mask)), index)
+        return cls(group, np.flatnonzero(group.taking(mask)), index)
 
     def part(self, rows: Array) -> BulkIssue:
         """Copies issued by the lanes of some of these: `rows` may repeat and leave out."""

@@ -19,6 +19,7 @@ from .async_work import Transfers
 from .errors import BarrierMismatch
 from .memory import Array
 from .wave import Wave
+from .wave_state import WaveState
 
 MAX_COUNT = (1 << 20) - 1
 """Largest arrival count, and largest absolute value of the bytes outstanding (PTX ISA, "Contents of the mbarrier")."""
@@ -37,7 +38,7 @@ class Waiters:
     timeouts: Array
 
 
-class Mbarriers:
+class Mbarriers(WaveState):
     """Flat arrays over keys. `count`: arrivals per phase (0: no barrier here). `phase` counts completed phases."""
 
     def __init__(self, wave: Wave) -> None:
@@ -54,14 +55,6 @@ class Mbarriers:
         none = np.full(wave.lanes, -1, np.int64)
         zero = np.zeros(wave.lanes, np.int64)
         self.waiters = Waiters(none, zero, zero.copy(), np.zeros(wave.lanes, bool), zero.copy())
-
-    @classmethod
-    def of(cls, wave: Wave) -> Mbarriers:
-        """The wave's barriers, made at their first use."""
-        if "mbarriers" not in wave.state:
-            wave.state["mbarriers"] = cls(wave)
-        found: Mbarriers = wave.state["mbarriers"]
-        return found
 
     def key(self, cta: Array, offset: Array) -> Array:
         return cta * self.slots + (offset.astype(np.int64) >> 3)

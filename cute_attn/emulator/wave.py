@@ -32,10 +32,10 @@ class Wave:
     """CTAs `ctas` (linear numbers in the grid) of one launch; those of a cluster stand together, in order of rank.
 
     queue: the launch's clusters that have not started yet, a row of CTAs each. random: the source of shuffled order,
-    None for the fixed one. `state` is where families keep what they need per wave (barrier counts, fragment caches), by
-    name. A lane that is `waiting` cannot run; one that has `yielded` runs when no other can. `races` is told of all
-    accesses to shared memory and of what orders them, where races are looked for; `trace` of what warps do and wait
-    for, where that is recorded; `profile` counts seconds per instruction family, where they are measured.
+    None for the fixed one. `state` is where families keep what they need per wave (see `wave_state`), by class or name.
+    A lane that is `waiting` cannot run; one that has `yielded` runs when no other can. `races` is told of all accesses
+    to shared memory and of what orders them, where races are looked for; `trace` of what warps do and wait for, where
+    that is recorded; `profile` counts seconds per instruction family, where they are measured.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Wave:
         self.waiting = np.zeros(self.lanes, bool)
         self.yielded = np.zeros(self.lanes, bool)
         self.everyone = Group(self, slice(0, self.lanes))
-        self.state: dict[str, Any] = {}
+        self.state: dict[Any, Any] = {}
         self.races: Races | None = None
         self.trace: WaveTrace | None = None
         self.profile: Counter[str] | None = None
@@ -224,6 +224,23 @@ class Group:
     def spread(self, value: Any) -> Array:
         """A scalar as an array over the lanes; an array as it is."""
         return value if value.ndim else np.full(self.size, value)
+
+    def taking(self, mask: Any) -> Array:
+        """[size] bool: the lanes that take part under a guard; None is none."""
+        return np.ones(self.size, bool) if mask is None else self.spread(mask)
+
+    def lanes_where(self, mask: Any) -> Array:
+        """Numbers in the wave of the lanes that take part under a guard."""
+        return self.lane_numbers if mask is None else self.lane_numbers[self.spread(mask)]
+
+    def lanes_at(self, positions: Array | None) -> Array:
+        """Numbers in the wave of the lanes at these positions of the group; None is all of them."""
+        return self.lane_numbers if positions is None else self.lane_numbers[positions]
+
+    def values_at(self, value: Any, positions: Array | None) -> Array:
+        """An operand of the lanes at these positions; None is all of them."""
+        spread = self.spread(value)
+        return spread if positions is None else spread[positions]
 
     def require_whole_warps(self, index: int) -> int:
         """Number of warps; raises DivergentWarp unless all 32 lanes of each of them are here."""

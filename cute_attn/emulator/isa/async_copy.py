@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ..access import active, check_alignment, global_elements, shared_elements
+from ..access import active, check_alignment, global_elements, position_of, shared_elements
 from ..async_work import CommitGroups, Transfers
 from ..codegen import BlockBuilder
-from ..errors import InvalidOperand
+from ..errors import InvalidOperand, UnknownInstruction
 from ..memory import UNIT, Array, GlobalMemory
 from ..module import Instruction
 from ..registry import emits, helper
@@ -30,7 +30,8 @@ from .mbarrier import mbarrier_keys
 def copy(b: BlockBuilder, i: Instruction) -> None:
     """cp.async.ca.shared.global [dst], [src], size{, src-size | ignore-src}{, policy};"""
     size = b.literal(i.operands[2])
-    assert size is not None
+    if size is None:
+        raise UnknownInstruction(i.text)
     dest = address_expression(b, i.operands[0], "uint32")
     source = address_expression(b, i.operands[1], "uint64")
     extra = i.operands[3:]
@@ -60,13 +61,11 @@ def copy_async(group: Group, dest: Any, source: Any, size: int, taken: Any, mask
     if not to.size:
         return
     elements, low, high = shared_elements(group, to, size, positions, index, "write")
-    source = group.spread(source)
-    source = source if positions is None else source[positions]
-    taken = group.spread(taken)
-    taken = taken if positions is None else taken[positions]
+    source, taken = group.values_at(source, positions), group.values_at(taken, positions)
     if int(taken.max()) > size:
         worst = int(np.argmax(taken))
-        group.fail(InvalidOperand, index, worst, f"cp.async of {size} bytes with a source size of {int(taken[worst])}")
+        what = f"cp.async of {size} bytes with a source size of {int(taken[worst])}"
+        group.fail(InvalidOperand, index, position_of(positions, worst), what)
     _check_source(group, source, size, taken, positions, index)
     wave = group.wave
     if wave.races is not None:
@@ -77,7 +76,7 @@ def copy_async(group: Group, dest: Any, source: Any, size: int, taken: Any, mask
         wave.shared.views[size][some] = _fetch(wave.memory, source[rows], size, taken[rows])
         wave.shared.mark(some, size, low, high)
 
-    lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    lanes = group.lanes_at(positions)
     CommitGroups.of(wave, "cp.async").issue(lanes, perform, size)
 
 
@@ -112,7 +111,7 @@ def arrive_after_copies(group: Group, address: Any, expected: bool, mask: Any, i
     table, keys, positions = mbarrier_keys(group, address, mask, index, "arrive")
     if not keys.size:
         return
-    lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    lanes = group.lanes_at(positions)
     copies = CommitGroups.of(group.wave, "cp.async")
     if not expected:
         table.enlarge(keys)

@@ -21,12 +21,13 @@ from ..memory import Array
 from ..module import Instruction
 from ..registry import EXPLAINERS, WAKERS, action, emits
 from ..wave import Group, Wave
+from ..wave_state import WaveState
 
 BARRIERS = 16
 _KINDS = ("sync", "red.popc", "red.and", "red.or")
 
 
-class NamedBarriers:
+class NamedBarriers(WaveState):
     """What a wave's barriers know, by CTA and number, and where lanes wait.
 
     [ctas, 16]: `arrived`, arrivals that do not wait, of the phase that is being filled; `expected`, its thread count
@@ -41,14 +42,6 @@ class NamedBarriers:
         self.expected = np.full(shape, -1)
         self.at, self.reading = np.full((2, wave.lanes), -1)
         self.votes = np.zeros(wave.lanes, bool)
-
-    @classmethod
-    def of(cls, wave: Wave) -> NamedBarriers:
-        """The wave's barriers, made at their first use."""
-        if "barriers" not in wave.state:
-            wave.state["barriers"] = cls(wave)
-        found: NamedBarriers = wave.state["barriers"]
-        return found
 
 
 @dataclass(frozen=True)
@@ -98,7 +91,7 @@ def arrive_at(
     """The group arrives; the barriers that are now complete let their waiters go."""
     state = NamedBarriers.of(wave)
     wave.pc[group.lanes] = block + 1
-    taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
+    taking = group.taking(guard)
     lanes = group.lane_numbers[taking]
     if lanes.size == 0:
         return
@@ -106,7 +99,9 @@ def arrive_at(
         _check_convergence(wave, group, lanes, use.index)
     numbers = np.broadcast_to(number, (group.size,))[taking].astype(np.int64)
     if numbers.max() >= BARRIERS:
-        group.fail(InvalidOperand, use.index, int(np.argmax(numbers)), f"barrier {int(numbers.max())}: there are 16")
+        group.fail(
+            InvalidOperand, use.index, int(np.argmax(numbers)), f"named barrier {int(numbers.max())}: a CTA has 0 to 15"
+        )
     counts = np.zeros(lanes.size, np.int64) if count is None else _checked_count(group, count, use.index)[taking]
     keys = wave.cta_of_lane[lanes] * BARRIERS + numbers
     _enter(state, group, lanes, keys, counts, use)
@@ -275,16 +270,15 @@ def _write_results(wave: Wave, state: NamedBarriers, freed: Array) -> None:
 
 def _explain(wave: Wave) -> list[str]:
     """For every CTA with waiters: the barrier, who waits and who has not come."""
-    if "barriers" not in wave.state:
+    if (state := NamedBarriers.known(wave)) is None:
         return []
-    state = NamedBarriers.of(wave)
     lines = []
     at = state.at.reshape(len(wave.ctas), wave.cta_lanes)
     for cta in np.flatnonzero((at >= 0).any(1)):
         first = int(cta) * wave.cta_lanes
         for number in np.unique(at[cta][at[cta] >= 0]):
             waiting = np.flatnonzero(at[cta] == number)
-            text = wave.kernel.instructions[int(state.reading[first + waiting[0]])].text
+            place = wave.kernel.instructions[int(state.reading[first + waiting[0]])].place
             counted = int(state.expected[cta, number])
             expected = counted or int((wave.pc.reshape(at.shape)[cta] < EXIT).sum())
             here = state.at == number
@@ -293,7 +287,7 @@ def _explain(wave: Wave) -> list[str]:
             missing = sorted({int(t) // 32 for t in np.flatnonzero(at[cta] != number) if t < wave.threads})
             lines.append(
                 f"CTA {wave.locate(first)[0]}: barrier {int(number)} has {came} of {expected} threads; "
-                f"warps {sorted({int(t) // 32 for t in waiting})} wait at `{text}`; "
+                f"warps {sorted({int(t) // 32 for t in waiting})} wait at {place}; "
                 f"not there: warps {missing or 'none'}"
             )
     return lines
@@ -301,8 +295,7 @@ def _explain(wave: Wave) -> list[str]:
 
 def _wake(wave: Wave) -> None:
     """Threads that exited count as arrived where every thread of the CTA is expected."""
-    if "barriers" in wave.state:
-        state = NamedBarriers.of(wave)
+    if (state := NamedBarriers.known(wave)) is not None:
         _release(wave, state, np.flatnonzero(state.expected.reshape(-1) >= 0))
 
 

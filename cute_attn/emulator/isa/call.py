@@ -46,7 +46,7 @@ def call(b: BlockBuilder, i: Instruction) -> None:
 def device_printf(group: Group, text: Any, arguments: Any, mask: Any, index: int) -> Array:
     """Prints, and gives the number of arguments."""
     text, arguments = group.spread(text), group.spread(arguments)
-    taking = np.ones(group.size, bool) if mask is None else group.spread(mask)
+    taking = group.taking(mask)
     counts = np.zeros(group.size, np.uint32)
     printed: list[str] = [""] * group.size
     for pointer in np.unique(text[taking]):
@@ -141,7 +141,7 @@ def _string(group: Group, pointer: Any, index: int) -> str:
 
 @helper
 def device_assert(group: Group, message: Any, file: Any, line: Any, function: Any, mask: Any, index: int) -> None:
-    taking = np.ones(group.size, bool) if mask is None else group.spread(mask)
+    taking = group.taking(mask)
     if taking.any():
         _report(group, [group.spread(v) for v in (message, file, line, function)], int(np.argmax(taking)), index)
 

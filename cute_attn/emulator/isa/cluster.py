@@ -6,7 +6,6 @@ and bulk copies resolve it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from ..memory import CLUSTER_SHIFT, Array
 from ..module import Instruction
 from ..registry import EXPLAINERS, WAKERS, action, emits, helper
 from ..wave import Group, Wave
+from ..wave_state import WaveState
 
 _RANK_MASK = ~np.uint64(0xFF << CLUSTER_SHIFT)
 _MOST_RANK = np.uint32(0xFE)
@@ -59,28 +59,18 @@ def rank_of_address(group: Group, address: Any) -> Any:
 # ---- barrier.cluster
 
 
-@dataclass
-class ClusterBarrier:
+class ClusterBarrier(WaveState):
     """Per lane: how often it has arrived and how often it has waited, and the instruction at which it waits now."""
 
-    arrived: Array
-    waited: Array
-    index: Array
-
-
-def _state(wave: Wave) -> ClusterBarrier:
-    if "cluster barrier" not in wave.state:
-        lanes = np.zeros((3, wave.lanes), np.int64)
-        wave.state["cluster barrier"] = ClusterBarrier(lanes[0], lanes[1], lanes[2])
-    found: ClusterBarrier = wave.state["cluster barrier"]
-    return found
+    def __init__(self, wave: Wave) -> None:
+        self.arrived, self.waited, self.index = np.zeros((3, wave.lanes), np.int64)
 
 
 @emits("barrier.cluster.arrive", modifiers="aligned release relaxed", ends_block=True)
 @emits("barrier.cluster.wait", modifiers="aligned acquire", ends_block=True)
 def barrier_cluster(b: BlockBuilder, i: Instruction) -> None:
-    guard = "None" if i.guard is None else b.predicate(("!" if i.guard_negated else "") + i.guard)
-    b.finish(f"('barrier.cluster', {guard}, {i.parts[2] == 'wait'}, {'aligned' in i.parts}, {i.index})", b.number + 1)
+    b.take_guard()
+    b.finish(f"('barrier.cluster', {b.mask}, {i.parts[2] == 'wait'}, {'aligned' in i.parts}, {i.index})", b.number + 1)
 
 
 @action("barrier.cluster")
@@ -88,9 +78,9 @@ def at_cluster_barrier(
     wave: Wave, group: Group, block: int, guard: Any, waits: bool, aligned: bool, index: int
 ) -> None:
     """Arrives, or waits until every thread of the cluster that has not exited has arrived as often."""
-    state = _state(wave)
+    state = ClusterBarrier.of(wave)
     wave.pc[group.lanes] = block + 1
-    taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
+    taking = group.taking(guard)
     lanes = group.lane_numbers[taking]
     if not lanes.size:
         return
@@ -121,9 +111,8 @@ def _round(wave: Wave, lanes: Array, rounds: Array) -> Array:
 
 
 def _release(wave: Wave) -> None:
-    if "cluster barrier" not in wave.state:
+    if (state := ClusterBarrier.known(wave)) is None:
         return
-    state = _state(wave)
     by_cluster = (-1, wave.cluster_size * wave.cta_lanes)
     gone = wave.pc >= EXIT
     slowest = np.where(gone, np.iinfo(np.int64).max, state.arrived).reshape(by_cluster).min(1)
@@ -139,9 +128,8 @@ def _release(wave: Wave) -> None:
 
 
 def _explain(wave: Wave) -> list[str]:
-    if "cluster barrier" not in wave.state:
+    if (state := ClusterBarrier.known(wave)) is None:
         return []
-    state = _state(wave)
     lines = []
     waiting = state.index > 0
     for first in range(0, wave.lanes, wave.cluster_size * wave.cta_lanes):

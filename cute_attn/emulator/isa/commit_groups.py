@@ -12,7 +12,6 @@ from typing import Any
 from ..async_work import CommitGroups
 from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
-from ..memory import Array
 from ..module import Instruction
 from ..registry import DRIFTERS, FINISHERS, emits, helper
 from ..wave import Group, Wave
@@ -34,13 +33,9 @@ def wait(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"wait_group(G, 'cp.async', {newest}, {b.mask})")
 
 
-def _lanes(group: Group, mask: Any) -> Array:
-    return group.lane_numbers if mask is None else group.lane_numbers[group.spread(mask)]
-
-
 @helper
 def commit_group(group: Group, kind: str, mask: Any) -> None:
-    lanes = _lanes(group, mask)
+    lanes = group.lanes_where(mask)
     CommitGroups.of(group.wave, kind).commit(lanes)
     if (races := group.wave.races) is not None:
         races.close_group(kind, lanes)
@@ -48,7 +43,7 @@ def commit_group(group: Group, kind: str, mask: Any) -> None:
 
 @helper
 def wait_group(group: Group, kind: str, newest: int, mask: Any) -> None:
-    lanes = _lanes(group, mask)
+    lanes = group.lanes_where(mask)
     CommitGroups.of(group.wave, kind).wait(lanes, newest)
     if (races := group.wave.races) is not None:
         races.await_groups(kind, lanes, newest)
@@ -56,7 +51,7 @@ def wait_group(group: Group, kind: str, newest: int, mask: Any) -> None:
 
 @helper
 def wait_all_groups(group: Group, kind: str, mask: Any) -> None:
-    lanes = _lanes(group, mask)
+    lanes = group.lanes_where(mask)
     CommitGroups.of(group.wave, kind).wait_all(lanes)
     if (races := group.wave.races) is not None:
         races.await_all(kind, lanes)

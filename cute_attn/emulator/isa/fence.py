@@ -46,11 +46,10 @@ def other_fence(b: BlockBuilder, i: Instruction) -> None:
 @helper
 def memory_fence(group: Group, mask: Any) -> None:
     if (races := group.wave.races) is not None:
-        races.fence(group.lane_numbers if mask is None else group.lane_numbers[group.spread(mask)])
+        races.fence(group.lanes_where(mask))
 
 
 @helper
 def proxy_fence(group: Group, mask: Any, barriers_only: bool) -> None:
     if (races := group.wave.races) is not None:
-        lanes = group.lane_numbers if mask is None else group.lane_numbers[group.spread(mask)]
-        races.fence_proxy(lanes, barriers_only=barriers_only)
+        races.fence_proxy(group.lanes_where(mask), barriers_only=barriers_only)

@@ -73,7 +73,7 @@ def cancel_launch(group: Group, answer: Any, barrier: Any, everyone: bool, mask:
         row[:] = first % gx, first // gx % gy, first // (gx * gy), 1
     data = words.view(np.complex128).reshape(-1)
     cta, offset = table.place(keys)
-    issued = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    issued = group.lanes_at(positions)
     if everyone:
         size = wave.cluster_size
         ranks = np.tile(np.arange(size), keys.size)

@@ -18,6 +18,7 @@ from ..access import (
     active,
     global_elements,
     local_elements,
+    position_of,
     require_written,
     shared_elements,
     split_generic,
@@ -311,7 +312,8 @@ def load_param(group: Group, address: Any, size: int, count: int, mask: Any, ind
     total = size * count
     lanes, positions = active(group, address, mask)
     if lanes.size and int(lanes.max()) + total > group.wave.kernel.parameter_bytes:
-        group.fail(OutOfBounds, index, int(np.argmax(lanes)), "read past the end of the kernel's parameters")
+        bad = position_of(positions, int(np.argmax(lanes)))
+        group.fail(OutOfBounds, index, bad, "read past the end of the kernel's parameters")
     window = lanes.astype(np.int64)[:, None] + np.arange(total)
     values = group.wave.parameters[window].view(f"uint{8 * size}")
     return scatter_lanes(group, np.ascontiguousarray(values.T), positions)

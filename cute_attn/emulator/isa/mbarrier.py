@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..access import active, check_alignment, cluster_cta, shared_elements
+from ..access import active, check_alignment, cluster_cta, position_of, shared_elements
 from ..codegen import BlockBuilder
 from ..errors import BarrierMismatch, OutOfBounds
 from ..mbarriers import MAX_COUNT, Mbarriers
@@ -81,13 +81,13 @@ def pending_count(b: BlockBuilder, i: Instruction) -> None:
 )
 def wait(b: BlockBuilder, i: Instruction) -> None:
     """mbarrier.try_wait{.parity} done, [addr], state or parity {, time limit}: the limit changes nothing."""
-    guard = "None" if i.guard is None else b.predicate(("!" if i.guard_negated else "") + i.guard)
+    b.take_guard()
     parity = "parity" in i.parts
     address = _address(b, i, i.operands[1])
     awaited = b.read(i.operands[2], "uint32" if parity else "uint64")
     done = b.written_after_block(i.operands[0])
     b.finish(
-        f"('mbarrier.wait', {guard}, {address}, {awaited}, {parity}, {i.parts[1] == 'try_wait'}, {done}, {i.index})",
+        f"('mbarrier.wait', {b.mask}, {address}, {awaited}, {parity}, {i.parts[1] == 'try_wait'}, {done}, {i.index})",
         b.number,
         b.number + 1,
     )
@@ -103,7 +103,7 @@ def shared_address(group: Group, address: Array, positions: Array | None, index:
     offset = address - np.uint64(SHARED_WINDOW)
     if offset.size and (bad := offset >= np.uint64(1 << 32)).any():
         first = int(np.argmax(bad))
-        position = first if positions is None else int(positions[first])
+        position = position_of(positions, first)
         group.fail(OutOfBounds, index, position, f"address {int(address[first]):#x} is not in shared memory")
     return offset.astype(np.uint32)
 
@@ -128,7 +128,7 @@ def keys_of(
     if int(lanes.max()) >> CLUSTER_SHIFT:
         cta, offset = cluster_cta(group, lanes, positions, index, verb)
     else:
-        cta, offset = group.cta if positions is None else group.cta[positions], lanes
+        cta, offset = group.values_at(group.cta, positions), lanes
     if int(offset.max()) + 8 > group.wave.shared.size:
         shared_elements(group, lanes, 8, positions, index, verb)  # reports it
     keys = table.key(cta, offset)
@@ -137,23 +137,10 @@ def keys_of(
         group.fail(
             BarrierMismatch,
             index,
-            first if positions is None else int(positions[first]),
+            position_of(positions, first),
             f"{verb} at the {table.describe(int(keys[first]))}, which nobody has initialised",
         )
     return table, keys
-
-
-def _of_lanes(group: Group, value: Any, positions: Array | None) -> Array:
-    spread = group.spread(value)
-    return spread if positions is None else spread[positions]
-
-
-def _lanes_at(group: Group, positions: Array | None) -> Array:
-    return group.lane_numbers if positions is None else group.lane_numbers[positions]
-
-
-def _first(positions: Array | None) -> int:
-    return 0 if positions is None else int(positions[0])
 
 
 @helper
@@ -161,12 +148,14 @@ def mbarrier_init(group: Group, address: Any, count: Any, mask: Any, index: int)
     table, keys, positions = mbarrier_keys(group, address, mask, index, "init", known=False)
     if not keys.size:
         return
-    counts = _of_lanes(group, count, positions).astype(np.int64)
+    counts = group.values_at(count, positions).astype(np.int64)
     if counts.min() < 1 or counts.max() > MAX_COUNT:
-        group.fail(BarrierMismatch, index, _first(positions), f"mbarrier.init with a count outside 1..{MAX_COUNT}")
+        group.fail(
+            BarrierMismatch, index, position_of(positions, 0), f"mbarrier.init with a count outside 1..{MAX_COUNT}"
+        )
     if (busy := np.isin(keys, table.waiters.key[table.waiters.key >= 0]) | (table.in_flight[keys] > 0)).any():
         what = table.describe(int(keys[busy][0]))
-        group.fail(BarrierMismatch, index, _first(positions), f"init of the {what} while it is in use")
+        group.fail(BarrierMismatch, index, position_of(positions, 0), f"init of the {what} while it is in use")
     lanes, _ = active(group, address, mask)
     elements, low, high = shared_elements(
         group, shared_address(group, lanes, positions, index), 8, positions, index, "write"
@@ -190,9 +179,9 @@ def mbarrier_bytes(group: Group, address: Any, amount: Any, expected: bool, mask
         if (races := group.wave.races) is not None:
             races.arrive(group, keys, positions, index)
         if group.wave.trace is not None:
-            group.wave.trace.arrive("mbarrier", table.count.size, keys, _lanes_at(group, positions))
+            group.wave.trace.arrive("mbarrier", table.count.size, keys, group.lanes_at(positions))
         with _attributed(group, positions, index):
-            (table.expect if expected else table.report)(keys, _of_lanes(group, amount, positions).astype(np.int64))
+            (table.expect if expected else table.report)(keys, group.values_at(amount, positions).astype(np.int64))
 
 
 @helper
@@ -205,8 +194,8 @@ def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: str, mask: An
     if (races := group.wave.races) is not None:
         races.arrive(group, keys, positions, index)
     if group.wave.trace is not None:
-        group.wave.trace.arrive("mbarrier", table.count.size, keys, _lanes_at(group, positions))
-    amounts = _of_lanes(group, amount, positions).astype(np.int64)
+        group.wave.trace.arrive("mbarrier", table.count.size, keys, group.lanes_at(positions))
+    amounts = group.values_at(amount, positions).astype(np.int64)
     before = (table.phase[keys].astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
     with _attributed(group, positions, index):
         if kind == "expect_tx":
@@ -228,7 +217,7 @@ class _attributed:
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, BarrierMismatch) and error.instruction is None:
-            self.group.fail(BarrierMismatch, self.index, _first(self.positions), str(error))
+            self.group.fail(BarrierMismatch, self.index, position_of(self.positions, 0), str(error))
 
 
 @action("mbarrier.wait")
@@ -249,8 +238,8 @@ def wait_at(
     wave.pc[group.lanes] = block + 1
     if not keys.size:
         return
-    lanes = group.lane_numbers if positions is None else group.lane_numbers[positions]
-    value = _of_lanes(group, awaited, positions)
+    lanes = group.lanes_at(positions)
+    value = group.values_at(awaited, positions)
     phase = table.phase[keys]
     if parity:
         complete = (phase & 1) != (value & 1)
@@ -286,7 +275,8 @@ def _each_wave(method: str) -> Any:
     """Calls a method of the wave's table, if it has one."""
 
     def call(wave: Wave) -> Any:
-        return getattr(wave.state["mbarriers"], method)() if "mbarriers" in wave.state else []
+        table = Mbarriers.known(wave)
+        return [] if table is None else getattr(table, method)()
 
     return call
 

@@ -17,6 +17,7 @@ from ..memory import Array
 from ..module import Instruction
 from ..registry import EXPLAINERS, FINISHERS, action, emits
 from ..wave import Group, Wave
+from ..wave_state import WaveState
 
 _LEAST, _MOST, _STEP = 24, 256, 8
 _REGISTER_FILE = 65536
@@ -25,7 +26,7 @@ _WARPS = 4
 """of a warpgroup"""
 
 
-class RegisterCounts:
+class RegisterCounts(WaveState):
     """`count` [warps]: registers per thread; `told` [warps]: whether a setmaxnreg or .maxnreg gave that number.
 
     `free` [ctas]: registers that no warp has. `waiting` [warps]: the index of the setmaxnreg at which a warp waits, or
@@ -43,14 +44,6 @@ class RegisterCounts:
         self.waiting, self.last = np.full((2, warps), -1)
         self.history = np.zeros(warps, np.uint64)
 
-    @classmethod
-    def of(cls, wave: Wave) -> RegisterCounts:
-        """The wave's counts, made at their first use."""
-        if "register counts" not in wave.state:
-            wave.state["register counts"] = cls(wave)
-        found: RegisterCounts = wave.state["register counts"]
-        return found
-
 
 @emits("setmaxnreg.inc", "setmaxnreg.dec", types="u32", modifiers="sync aligned", starts_block=True, ends_block=True)
 def setmaxnreg(b: BlockBuilder, i: Instruction) -> None:
@@ -65,7 +58,7 @@ def setmaxnreg(b: BlockBuilder, i: Instruction) -> None:
 def set_register_count(wave: Wave, group: Group, block: int, guard: Any, count: int, more: bool, index: int) -> None:
     """Warps get the count, or stay before the instruction until there are registers enough."""
     wave.pc[group.lanes] = block + 1
-    taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
+    taking = group.taking(guard)
     if not taking.any():
         return
     part = group if taking.all() else group.part(taking)
@@ -118,9 +111,8 @@ def _check_direction(state: RegisterCounts, group: Group, warps: Array, count: i
 
 def _explain(wave: Wave) -> list[str]:
     """For every CTA with warps that wait for registers: who has how many."""
-    if "register counts" not in wave.state:
+    if (state := RegisterCounts.known(wave)) is None:
         return []
-    state = RegisterCounts.of(wave)
     lines = []
     waiting = state.waiting.reshape(len(wave.ctas), -1)
     for cta in np.flatnonzero((waiting >= 0).any(1)):
@@ -136,9 +128,8 @@ def _explain(wave: Wave) -> list[str]:
 
 def _check_warpgroups(wave: Wave) -> None:
     """Whether the warps of each warpgroup executed the same setmaxnreg."""
-    if "register counts" not in wave.state:
+    if (state := RegisterCounts.known(wave)) is None:
         return
-    state = RegisterCounts.of(wave)
     per_cta = wave.cta_lanes // 32
     warps = np.arange(state.history.size)
     leader = warps - warps % per_cta % _WARPS

@@ -56,7 +56,7 @@ def send_shared(
         view[elements[rows]] = data[rows]
         wave.shared.mark(elements[rows], total, low, high)
 
-    issued = group.lane_numbers if positions is None else group.lane_numbers[positions]
+    issued = group.lanes_at(positions)
     if wave.races is not None:
         wave.races.transfer(group, issued, keys, index, writes=(elements[:, None], total, None), proxy=False)
     cta, offset = table.place(keys)

@@ -93,7 +93,7 @@ class _Warps:
         else:
             _, self.row = np.unique(warp, return_inverse=True)
             self.rows = int(self.row[-1]) + 1
-        taking = np.ones(group.size, bool) if mask is None else group.spread(mask)
+        taking = group.taking(mask)
         self.present = np.zeros((self.rows, 32), bool)
         self.present[self.row, self.column] = taking
 

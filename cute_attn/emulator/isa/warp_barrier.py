@@ -5,39 +5,30 @@ Lanes step together where control flow lets them, and memory operations are in o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..assembly import EXIT
 from ..codegen import BlockBuilder
-from ..memory import Array
 from ..module import Instruction
 from ..registry import EXPLAINERS, WAKERS, action, emits
 from ..wave import Group, Wave
+from ..wave_state import WaveState
 
 
-@dataclass
-class WarpBarriers:
+class WarpBarriers(WaveState):
     """Per lane: the member mask with which it waits at a bar.warp.sync (0: it does not), and that instruction."""
 
-    members: Array
-    reading: Array
+    def __init__(self, wave: Wave) -> None:
+        self.members, self.reading = np.zeros((2, wave.lanes), np.int64)
 
 
-def _warp_state(wave: Wave) -> WarpBarriers:
-    if "warp barriers" not in wave.state:
-        lanes = np.zeros((2, wave.lanes), np.int64)
-        wave.state["warp barriers"] = WarpBarriers(lanes[0], lanes[1])
-    return wave.state["warp barriers"]
-
-
-@emits("bar.warp.sync", ends_block=True)
+@emits("bar.warp.sync", modifiers="", ends_block=True)
 def sync_warp(b: BlockBuilder, i: Instruction) -> None:
-    guard = "None" if i.guard is None else b.predicate(("!" if i.guard_negated else "") + i.guard)
+    b.take_guard()
     members = b.read(i.operands[0], "uint32")
-    b.finish(f"('bar.warp', {guard}, {members}, {i.index})", b.number + 1)
+    b.finish(f"('bar.warp', {b.mask}, {members}, {i.index})", b.number + 1)
 
 
 @action("bar.warp")
@@ -46,8 +37,8 @@ def arrive_at_warp(wave: Wave, group: Group, block: int, guard: Any, members: An
     wave.pc[group.lanes] = block + 1
     if guard is None and group.has_whole_warps:
         return
-    state = _warp_state(wave)
-    taking = np.ones(group.size, bool) if guard is None else group.spread(guard)
+    state = WarpBarriers.of(wave)
+    taking = group.taking(guard)
     lanes = group.lane_numbers[taking]
     state.members[lanes] = np.broadcast_to(members, (group.size,))[taking]
     state.reading[lanes] = index
@@ -56,9 +47,8 @@ def arrive_at_warp(wave: Wave, group: Group, block: int, guard: Any, members: An
 
 
 def _release_warps(wave: Wave) -> None:
-    if "warp barriers" not in wave.state:
+    if (state := WarpBarriers.known(wave)) is None:
         return
-    state = _warp_state(wave)
     waiting = state.members.reshape(-1, 32) != 0
     bits = np.int64(1) << np.arange(32)
     here_or_gone = ((waiting | (wave.pc.reshape(-1, 32) >= EXIT)) * bits).sum(1)
@@ -70,9 +60,8 @@ def _release_warps(wave: Wave) -> None:
 
 def _explain_warps(wave: Wave) -> list[str]:
     """For every warp with waiters: who waits for whom."""
-    if "warp barriers" not in wave.state:
+    if (state := WarpBarriers.known(wave)) is None:
         return []
-    state = _warp_state(wave)
     lines = []
     for warp in np.unique(np.flatnonzero(state.members) // 32):
         lanes = np.flatnonzero(state.members[32 * warp : 32 * warp + 32])

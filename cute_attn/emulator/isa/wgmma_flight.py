@@ -19,6 +19,7 @@ from ..errors import AccumulatorInFlight, UninitializedShared
 from ..memory import Array
 from ..registers import Pending
 from ..wave import Group, Wave
+from ..wave_state import WaveState
 from .wgmma_product import ROWS, WARPGROUP, WgmmaKind, accumulate, register_operand, shared_operand
 
 _PENDING, _ABSORBED, _DONE = 0, 1, 2
@@ -30,7 +31,7 @@ def lanes_of(warpgroups: Array) -> Array:
     return (warpgroups[:, None] * WARPGROUP + np.arange(WARPGROUP)).reshape(-1)
 
 
-class Flight:
+class Flight(WaveState):
     """What a wave's warpgroups have in flight. A warpgroup is known by its first lane in the wave."""
 
     def __init__(self, wave: Wave) -> None:
@@ -40,12 +41,6 @@ class Flight:
         self._due: list[tuple[Multiplication, Array]] | None = None
         self._outstanding: list[Multiplication] = []
         self._joins: dict[tuple[int, ...], tuple[Any, Accumulators]] = {}
-
-    @classmethod
-    def of(cls, wave: Wave) -> Flight:
-        if "wgmma" not in wave.state:
-            wave.state["wgmma"] = cls(wave)
-        return wave.state["wgmma"]
 
     def issue(self, multiplication: Multiplication) -> None:
         def perform(rows: Array) -> None:

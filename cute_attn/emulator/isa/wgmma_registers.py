@@ -27,6 +27,7 @@ from ..module import Kernel
 from ..registers import Split
 from ..registry import WATCHERS, helper
 from ..wave import Group, Wave
+from ..wave_state import WaveState
 from .wgmma_flight import Flight, InFlight, Multiplication
 
 if TYPE_CHECKING:
@@ -166,7 +167,7 @@ class _ProgramRegisters:
         return self._conflicts[key]
 
 
-class _Steps:
+class _Steps(WaveState):
     """Of a wave: when each warpgroup last ran each block, and when it last passed a fence."""
 
     def __init__(self, wave: Wave) -> None:
@@ -177,12 +178,6 @@ class _Steps:
         self.ran = np.full((len(wave.kernel.program.blocks), warpgroups), -1, np.int64)
         self.fenced = np.full(warpgroups, -1, np.int64)
         self._last: tuple[int, Array] | None = None
-
-    @classmethod
-    def of(cls, wave: Wave) -> _Steps:
-        if "wgmma steps" not in wave.state:
-            wave.state["wgmma steps"] = cls(wave)
-        return wave.state["wgmma steps"]
 
     @staticmethod
     def _of_program(program: Program) -> _ProgramRegisters:
