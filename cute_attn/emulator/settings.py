@@ -35,7 +35,7 @@ class Settings:
     seed: int | None = None
     uninitialized_shared: Literal["error", "poison"] = "error"
     accumulation: Literal["float32", "hardware"] = "float32"
-    races: bool = False
+    races: bool = True
     multiprocessors: int = MULTIPROCESSORS
     profile: bool = False
     trace: Recorder | None = None

@@ -7,6 +7,7 @@ import pytest
 
 from cute_attn.emulator.errors import (
     BarrierMismatch,
+    DataRace,
     Deadlock,
     ExitedCta,
     InvalidOperand,
@@ -21,7 +22,7 @@ from .tma_programs import BARRIER, DUMP, FILL, SHARED, WAIT, aligned
 
 BARRIERS = f"""
     mov.u32 %r53, %ctaid.x; mov.u32 %r2, dynamic; add.u32 %r2, %r2, {BARRIER}; setp.eq.u32 %p1, %r50, 0;
-    @%p1 mbarrier.init.shared.b64 [%r2], 1;
+    @%p1 mbarrier.init.shared.b64 [%r2], 1; fence.mbarrier_init.release.cluster;
     bar.sync 0;
 """
 LOAD = f"""
@@ -139,7 +140,7 @@ def test_groups_complete_when_the_thread_waits_for_them():
     """
     for waited, expected in ((0, [9, 9]), (1, [9, 0]), (2, [0, 0])):
         target = blocks(1)
-        store(target, [0], np.full((1, BARRIER), 9, np.uint8), body.replace("WAITED", str(waited)))
+        store(target, [0], np.full((1, BARRIER), 9, np.uint8), body.replace("WAITED", str(waited)), races=False)
         assert target[0, :64].reshape(2, 32).tolist() == [[value] * 32 for value in expected]
 
 
@@ -257,12 +258,14 @@ def test_counts_of_bytes():
 def test_missing_wait():
     late = LOAD.replace(WAIT, "")
     with pytest.raises((UninitializedShared, BarrierMismatch)):
-        load(blocks(1), [4096], late, uninitialized_shared="error")
+        load(blocks(1), [4096], late, uninitialized_shared="error", races=False)
     fits = LOAD.replace(DUMP, "ld.shared.u32 %r5, [%r3]; st.global.u32 [%rd2], %r5;")
     source = blocks(1)
     assert load(source, [4096], fits, uninitialized_shared="error")[0, :4].tolist() == source[0, :4].tolist()
     with pytest.raises(UninitializedShared):
-        load(source, [4096], fits.replace(WAIT, ""), uninitialized_shared="error")
+        load(source, [4096], fits.replace(WAIT, ""), uninitialized_shared="error", races=False)
+    with pytest.raises(DataRace):
+        load(source, [4096], fits.replace(WAIT, ""))
 
 
 def test_store_of_bytes_that_nobody_wrote():

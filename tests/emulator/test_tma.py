@@ -9,6 +9,7 @@ import pytest
 
 from cute_attn.emulator.errors import (
     BarrierMismatch,
+    DataRace,
     Deadlock,
     InvalidOperand,
     Misaligned,
@@ -278,7 +279,9 @@ def tensor() -> np.ndarray:
 def test_missing_wait_reads_what_was_there(tensor):
     map_ = encode_array(tensor, "u8", (64, 4))
     with pytest.raises((UninitializedShared, BarrierMismatch)):
-        load(map_, tensor, [(0, 0)], 256, body=load_body(2, 256, wait=""), uninitialized_shared="error")
+        load(map_, tensor, [(0, 0)], 256, body=load_body(2, 256, wait=""), uninitialized_shared="error", races=False)
+    with pytest.raises(DataRace, match="no wait for that phase of the mbarrier"):
+        load(map_, tensor, [(0, 0)], 256, body=load_body(2, 256, wait=""))
 
 
 def test_bytes_that_do_not_add_up(tensor):

@@ -7,7 +7,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from cute_attn.emulator.errors import InvalidOperand, Misaligned, OutOfBounds, UninitializedShared, UnknownInstruction
+from cute_attn.emulator.errors import (
+    DataRace,
+    InvalidOperand,
+    Misaligned,
+    OutOfBounds,
+    UninitializedShared,
+    UnknownInstruction,
+)
 from cute_attn.emulator.formats import bf16_to_f32, f32_to_bf16
 
 from .harness import run
@@ -104,11 +111,14 @@ def test_the_source_is_read_when_the_thread_waits(seed):
     overwrite = "bar.sync 0; mov.b32 %r40, 0; mad.lo.u32 %r41, %r50, 4, 256; st.shared.u32 [%r41], %r40;"
     map_ = encode_array(tensor, "u8", (32, 4))
     late = body_of(2).replace(DONE, f"cp.async.bulk.commit_group; {overwrite} cp.async.bulk.wait_group 0;")
-    store(map_, tensor, [(0, 0)], shared, late)
+    store(map_, tensor, [(0, 0)], shared, late, races=False)
     assert (tensor == 0).all()
+    with pytest.raises(DataRace, match="cp.async.bulk.wait_group is missing"):
+        store(map_, tensor, [(0, 0)], shared, late, seed=seed)
     store(map_, tensor, [(0, 0)], shared, body_of(2) + overwrite, seed=seed)
     assert (tensor == 7).all()
-    store(map_, tensor, [(0, 0)], shared, late.replace("commit_group;", "commit_group; cp.async.bulk.wait_group 1;"))
+    one_left = late.replace("commit_group;", "commit_group; cp.async.bulk.wait_group 1;")
+    store(map_, tensor, [(0, 0)], shared, one_left, races=False)
     assert (tensor == 0).all()
 
 
@@ -200,7 +210,9 @@ def test_source_that_nobody_wrote(tensor):
     map_ = encode_array(tensor, "u8", (64, 4))
     with pytest.raises(UninitializedShared, match="at offset 0x100"):
         store(map_, tensor, [(0, 0)], random_shared(1), body_of(2, fill=""))
-    partly = "mul.lo.u32 %r30, %r50, 8; add.u32 %r30, %r30, 256; st.shared.b64 [%r30], %rd0; bar.sync 0;"
+    partly = (
+        "mul.lo.u32 %r30, %r50, 8; add.u32 %r30, %r30, 256; st.shared.b64 [%r30], %rd0; fence.proxy.async; bar.sync 0;"
+    )
     store(map_, tensor, [(0, 0)], random_shared(1), body_of(2, fill=partly))
     with pytest.raises(UninitializedShared, match="at offset 0x1f0"):
         store(map_, tensor, [(0, 0)], random_shared(1), body_of(2, fill=partly.replace("bar", "@!%p1 bar", 0).replace(

@@ -38,6 +38,7 @@ def pipeline() -> str:
     @%p11 mbarrier.init.shared::cta.b64 [{FULL + 8}], 1;
     @%p11 mbarrier.init.shared::cta.b64 [{EMPTY}], 64;
     @%p11 mbarrier.init.shared::cta.b64 [{EMPTY + 8}], 64;
+    fence.mbarrier_init.release.cluster;
     bar.sync 0;
     mov.u32 %r10, 0;
     mov.u64 %rd10, %rd0;

@@ -131,6 +131,7 @@ END:
 @pytest.mark.parametrize("size", [32, 48])
 def test_bar_warp_sync_waits_for_lanes_that_took_another_way(size):
     code = OUT_OF_LINE.replace("%r50, 3;", "%r10, 3;").replace("mov.u32 %r2,", "and.b32 %r10, %r50, 31; mov.u32 %r2,")
+    code = code.replace("dynamic;", "dynamic; shr.u32 %r11, %r50, 5; mad.lo.u32 %r2, %r11, 4, %r2;")
     assert lanes(code, np.zeros(size, np.uint32), shared=16).tolist() == [9] * size
 
 

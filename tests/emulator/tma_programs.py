@@ -48,7 +48,7 @@ def start(rank: int) -> str:
     return f"""
         mov.u32 %r53, %ctaid.x; mov.u32 %r2, dynamic; add.u32 %r2, %r2, {BARRIER}; setp.eq.u32 %p1, %r50, 0;
         mul.wide.u32 %rd10, %r53, {4 * rank}; add.u64 %rd10, %rd10, %rd1; {loads}
-        @%p1 mbarrier.init.shared.b64 [%r2], 1;
+        @%p1 mbarrier.init.shared.b64 [%r2], 1; fence.mbarrier_init.release.cluster;
         bar.sync 0;
     """
 
