@@ -197,10 +197,15 @@ def _cached(group: Group, key: tuple[int, str], tiles: Fragments, make: Any) -> 
 
 
 def _product(left: Array, right: Array) -> Array:
-    """float32 [warps, rows, columns]; one product per warp, also where the warps of a CTA share the right side."""
+    """float32 [warps, rows, columns], also where the warps of a CTA share the right side.
+
+    Always one product per warp, of row-major operands: BLAS sums in another order for other numbers of rows, and a
+    result must not depend on which warps happen to run together. (It is no slower than one product per CTA.)
+    """
     warps, owners = len(left), len(right)
-    grouped = left.reshape(owners, -1, left.shape[2]) @ right.swapaxes(1, 2)
-    return grouped.reshape(warps, left.shape[1], right.shape[1]).astype(np.float32, copy=False)
+    columns = np.ascontiguousarray(right.swapaxes(1, 2))
+    product = left.reshape(owners, warps // owners, *left.shape[1:]) @ columns[:, None]
+    return product.reshape(warps, left.shape[1], right.shape[1]).astype(np.float32, copy=False)
 
 
 @helper

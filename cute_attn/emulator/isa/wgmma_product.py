@@ -173,13 +173,17 @@ def to_f16_matrix(registers: Array) -> Array:
 
 
 def _multiply(left: Array, right: Array, owner: Array) -> Array:
-    """[warpgroups, 64, n]: left [warpgroups, 64, k] by right [matrices, n, k], of which `owner` says whose is which."""
+    """[warpgroups, 64, n]: left [warpgroups, 64, k] by right [matrices, n, k], of which `owner` says whose is which.
+
+    Always one product per warpgroup, of row-major operands: BLAS sums in another order for other numbers of rows.
+    """
     warpgroups, matrices = len(left), len(right)
+    columns = np.ascontiguousarray(right.swapaxes(1, 2))
     each = warpgroups // matrices
     if each * matrices == warpgroups and (owner == np.repeat(np.arange(matrices), each)).all():
-        product = left.reshape(matrices, each * ROWS, -1) @ right.swapaxes(1, 2)
+        product = left.reshape(matrices, each, ROWS, -1) @ columns[:, None]
         return product.reshape(warpgroups, ROWS, -1)
-    return left @ right[owner].swapaxes(1, 2)
+    return left @ columns[owner]
 
 
 def accumulate(wave: Wave, kind: WgmmaKind, left: Array, right: Array, owner: Array, c: Array | None) -> Array:
