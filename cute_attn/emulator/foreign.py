@@ -105,7 +105,8 @@ def _run_classic_calls(arch: str) -> None:
         """A tensor's memory space, which is compiled into the program, follows from its device."""
         view = DeviceView(tensor) if DeviceView.fits(tensor) else tensor
         original(self, view, *args, **kwargs)
-        self._emulator_span = view.span("tensor") if isinstance(view, DeviceView) else None
+        shape = tuple(getattr(tensor, "shape", ()))  # no name arrives here
+        self._emulator_span = view.span(f"tensor {shape}") if isinstance(view, DeviceView) else None
 
     def passed(original: Callable[..., list[int]], self: Any) -> list[int]:
         """Every tensor that is handed to compiled host code is asked for its description."""

@@ -497,7 +497,7 @@ class Races:
 
     def _report(self, access: _Access, unknown: Array, stamps: Array, verb: str, earlier: str) -> None:
         n, granule = (int(x) for x in np.unravel_index(int(np.argmax(unknown)), unknown.shape))
-        stamp = int(stamps[n, granule])
+        stamp, count = int(stamps[n, granule]), int(unknown.any(1).sum())
         verb = {"use": "operation on the mbarrier", "init": "mbarrier"}.get(verb, f"{verb} of shared memory")
         self._fail(
             DataRace,
@@ -506,7 +506,7 @@ class Races:
             stamp,
             f"{verb} at {self._where(access, n, granule)}, {access.nbytes} bytes, races with its {earlier} by "
             f"{self._who(access, n, stamp)}, {self._instruction(stamp)}: {self._missing(access, n, stamp)} "
-            f"({int(unknown.any(1).sum())} accesses in all)",
+            f"({count} {'access' if count == 1 else 'accesses'} in all)",
         )
 
     def _fail(self, error: type[DataRace | MissingProxyFence], access: _Access, n: int, stamp: int, what: str) -> None:
@@ -564,7 +564,7 @@ class Races:
             return f"{wait} is missing, or lets too many groups be in flight"
         if int(self.clocks.known[HAPPENS_BEFORE, warp, agent]) >= stamp:
             return f"no barrier orders this after its {wait}"
-        return f"{wait} by the issuing warp, and a barrier after it, are missing"
+        return f"{wait} by the issuing warp, followed by a barrier, is missing"
 
 
 def _lanes(group: Group, positions: Array | None) -> Array:

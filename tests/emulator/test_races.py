@@ -228,7 +228,7 @@ def test_copies_of_the_thread() -> None:
         remove(COPY, "cp.async.wait_group 1;"),
         "[%r2]",
         "cp.async.cg.shared.global [%r1], ",
-        "cp.async.wait_group by the issuing warp, and a barrier after it, are missing",
+        "cp.async.wait_group by the issuing warp, followed by a barrier, is missing",
     )
     finds(remove(COPY, "bar.sync 0;"), "[%r2]", "cp.async.cg.shared.global [%r1], ", "no barrier orders this after its")
     finds(
