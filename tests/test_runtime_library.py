@@ -16,7 +16,7 @@ from cute_attn.emulator.device import device_for
 from cute_attn.emulator.device_view import DeviceView, present
 from cute_attn.emulator.errors import InvalidLaunch, OutOfBounds
 from cute_attn.emulator.launch_attributes import LaunchAttributes, read_attributes
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 
 from .mma_loop import MmaLoop, MmaLoopConfig
 from .scaled_copy import ScaledCopy, ScaledCopyConfig

@@ -26,7 +26,8 @@ from cute_attn.emulator.launch import LaunchRecord, launch
 from cute_attn.emulator.launch_attributes import read_attributes
 from cute_attn.emulator.launch_size import LaunchSize, Shape
 from cute_attn.emulator.memory import GlobalMemory, Span
-from cute_attn.emulator.module import Kernel, parse
+from cute_attn.emulator.module import Kernel
+from cute_attn.emulator.parser import parse
 from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
 from cute_attn.emulator.settings import current_settings
 

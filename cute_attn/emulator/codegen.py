@@ -19,7 +19,8 @@ import numpy as np
 from . import registry
 from .assembly import BlockCode, Operation, RegisterWrite
 from .errors import UnknownInstruction
-from .module import Instruction, Kernel, split_operands
+from .module import Instruction, Kernel
+from .ptx_text import split_operands
 from .types import carrier_dtype, item_bits
 
 _VALUE = re.compile(r"\bv\d+\b")

@@ -1,6 +1,6 @@
 """Device functions of a PTX module (PTX ISA, "Kernel and Function Directives: .func").
 
-A call is expanded where it stands (see `module`): the caller's variables take the places of the formal parameters, the
+A call is expanded where it stands (see `parser`): the caller's variables take the places of the formal parameters, the
 body's names are made unique, and `ret` goes to the end of the body. So divergence, barriers and liveness inside a
 function need nothing of their own. A function that calls itself, or is called through a pointer, is not expanded.
 """
@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+
+from .ptx_text import matching_brace
 
 
 @dataclass(frozen=True)
@@ -57,22 +59,13 @@ def _formals(text: str | None) -> tuple[Formal, ...]:
     )
 
 
-def _end_of_body(text: str, start: int) -> int:
-    depth = 0
-    for match in re.compile(r"[{}]").finditer(text, start):
-        depth += 1 if match[0] == "{" else -1
-        if depth == 0:
-            return match.start()
-    return len(text)
-
-
 def find_functions(text: str) -> tuple[dict[str, Function], list[tuple[int, int]]]:
     """(functions that have a body, spans of all .func declarations and definitions) of a module without comments."""
     functions, spans = {}, []
     for match in _HEADER.finditer(text):
         end = match.end()
         if match["end"] == "{":
-            end = _end_of_body(text, match.end() - 1) + 1
+            end = matching_brace(text, match.end() - 1) + 1
             results, parameters = _formals(match["results"]), _formals(match["parameters"])
             functions[match["name"]] = Function(match["name"], results, parameters, text[match.end() : end - 1])
         spans.append((match.start(), end))

@@ -10,7 +10,7 @@ import numpy as np
 from cute_attn.emulator.launch import LaunchRecord, launch
 from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import GlobalMemory, Span
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 from cute_attn.emulator.settings import Settings
 
 REGISTERS = """

@@ -13,7 +13,8 @@ from cute_attn.emulator.errors import (
     InvalidOperand,
     UnknownInstruction,
 )
-from cute_attn.emulator.module import parse, split_operands
+from cute_attn.emulator.parser import parse
+from cute_attn.emulator.ptx_text import split_operands
 from cute_attn.emulator.registry import ACTIONS, HELPERS
 
 from .harness import run

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from cute_attn.emulator.errors import UninitializedRegister
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 from cute_attn.emulator.program import compile_kernel
 
 from .harness import run

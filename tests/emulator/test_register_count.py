@@ -9,7 +9,7 @@ from cute_attn.emulator.errors import Deadlock, DivergentWarp, InvalidOperand
 from cute_attn.emulator.launch import launch
 from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import GlobalMemory
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 
 from .harness import run
 

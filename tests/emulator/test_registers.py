@@ -9,7 +9,7 @@ import pytest
 
 from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import Array, GlobalMemory
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 from cute_attn.emulator.registers import Pending
 from cute_attn.emulator.settings import Settings
 from cute_attn.emulator.wave import Group, Wave

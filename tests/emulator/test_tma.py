@@ -20,7 +20,7 @@ from cute_attn.emulator.errors import (
 from cute_attn.emulator.launch import launch
 from cute_attn.emulator.launch_size import LaunchSize
 from cute_attn.emulator.memory import GlobalMemory, Span
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 from cute_attn.emulator.settings import Settings
 
 from .harness import run

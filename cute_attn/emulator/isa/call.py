@@ -15,7 +15,8 @@ import numpy as np
 from ..codegen import BlockBuilder
 from ..errors import InvalidOperand, UnknownInstruction
 from ..memory import Array
-from ..module import Instruction, split_operands
+from ..module import Instruction
+from ..ptx_text import split_operands
 from ..registry import emits, helper
 from ..wave import Group
 from .load_store import load_generic

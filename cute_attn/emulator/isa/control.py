@@ -21,7 +21,7 @@ def branch(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("ret", "exit", modifiers="uni", ends_block=True)
 def leave(b: BlockBuilder, i: Instruction) -> None:
-    """Calls are expanded where they stand (see `module`), so this is the kernel's own end."""
+    """Calls are expanded where they stand (see `parser`), so this is the kernel's own end."""
     _go_to(b, EXIT)
 
 

@@ -19,7 +19,8 @@ from ..codegen import BlockBuilder
 from ..errors import InvalidOperand, OutOfBounds, UnknownInstruction
 from ..formats import f32_to_tf32
 from ..memory import PARAMETER_WINDOW, Array
-from ..module import Instruction, split_operands
+from ..module import Instruction
+from ..ptx_text import split_operands
 from ..registry import emits, helper
 from ..tensor_map import MAP_ALIGNMENT, MAP_BYTES, SHARED_ALIGNMENT, InvalidTensorMap, Places, TensorMap, decode
 from ..wave import Group

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cute_attn.emulator.module import parse
+from cute_attn.emulator.parser import parse
 
 from .harness import run
 
