@@ -12,7 +12,8 @@ import cute_attn
 from cute_attn.emulator import capture
 from cute_attn.emulator.errors import DataRace, EmulatorError
 from cute_attn.emulator.launch import LaunchRecord
-from cute_attn.emulator.module import Kernel, parse
+from cute_attn.emulator.module import Kernel
+from cute_attn.emulator.parser import parse
 
 SYNCHRONISES = re.compile(r"\s*(?:bar\.sync|cp\.async\.wait_group|cp\.async\.commit_group)\b")
 
