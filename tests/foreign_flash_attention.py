@@ -1,23 +1,19 @@
-"""Runs FlashAttention's Ampere forward, from the pip package flash-attn-4, on the emulator.
+"""Runs flash-attn-4, from the pip package, on the emulator: ``foreign_flash_attention.py ARCH CASES``.
 
-A program of its own, because the emulator has to be installed before cutlass is imported. Prints one JSON object per
-case: the errors of the kernel and of PyTorch in the same element type, both against float64, and what was launched.
+A program of its own, because the emulator has to be installed before cutlass is imported. CASES is a JSON list of
+arguments of `run`. Prints one JSON object per case: errors against float64 of the kernels and of PyTorch in the same
+element type, by tensor; whether other orders of warps and copies gave the same bits; and the kernels launched.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 
-ARCH = "sm_80"
-# flash-attn-4's own switches for machines without a GPU; quack-kernels, which it imports, has the third and fourth.
-os.environ.update(FLASH_ATTENTION_ARCH=ARCH, FLASH_ATTENTION_NUM_SMS="4", QUACK_ARCH="80", QUACK_CACHE_ENABLED="0")
+from cute_attn.emulator import clear_launches, foreign, launches, settings
 
-from cute_attn.emulator import clear_launches, foreign, launches, settings  # noqa: E402
-
-foreign.install(ARCH)
+foreign.install(sys.argv[1])
 
 import torch  # noqa: E402
 from flash_attn.cute.interface import flash_attn_func  # noqa: E402
@@ -36,26 +32,59 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool) -
     return (scores.softmax(-1) @ v).transpose(1, 2), scores.logsumexp(-1)
 
 
-def run(dtype: str, causal: bool, seq_q: int, seq_k: int, heads: int, kv_heads: int, head_dim: int) -> dict:
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (
-        torch.randn(2, seq, h, head_dim, generator=generator).to(getattr(torch, dtype))
-        for seq, h in ((seq_q, heads), (seq_k, kv_heads), (seq_k, kv_heads))
+def results(function, inputs: list[torch.Tensor], grad: torch.Tensor | None, causal: bool) -> dict[str, torch.Tensor]:
+    """What a function of (q, k, v, causal) computes, and, where grad is given, the gradients of its inputs."""
+    leaves = [x.clone().requires_grad_(grad is not None) for x in inputs]
+    out, lse = function(*leaves, causal)
+    found = {"out": out.detach(), "lse": lse.detach()}
+    if grad is not None:
+        out.backward(grad.to(out.dtype))
+        found.update(zip(("dq", "dk", "dv"), (x.grad for x in leaves), strict=True))
+    return found
+
+
+def flash_attention(q, k, v, causal: bool):
+    return flash_attn_func(q, k, v, causal=causal, return_lse=True)[:2]
+
+
+def run(
+    dtype: str,
+    causal: bool,
+    seq_q: int,
+    seq_k: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    backward: bool = False,
+    repeatable: bool = True,
+) -> dict:
+    generator = torch.Generator("cuda").manual_seed(0)
+    shapes = [(seq_q, heads), (seq_k, kv_heads), (seq_k, kv_heads), (seq_q, heads)]
+    *inputs, grad = (
+        torch.randn(2, seq, h, head_dim, generator=generator, device="cuda").to(getattr(torch, dtype))
+        for seq, h in shapes
     )
+    grad = grad if backward else None
     clear_launches()
     # The rows of a Q tile beyond the sequence are never written, and their results never stored: with NaN in them
     # everything that is stored has to be right all the same.
-    with settings(uninitialized_shared="poison"):
-        out, lse = flash_attn_func(q, k, v, causal=causal, return_lse=True)[:2]
-    exact, exact_lse = attention(q.double(), k.double(), v.double(), causal)
-    same_type, _ = attention(q, k, v, causal)
+    with settings(uninitialized_shared="poison", races=True):
+        kernel = results(flash_attention, inputs, grad, causal)
+        with settings(seed=7):
+            again = results(flash_attention, inputs, grad, causal) if repeatable else kernel
+    exact = results(attention, [x.double() for x in inputs], grad, causal)
+    same_type = results(attention, inputs, grad, causal)
+
+    def errors(found: dict[str, torch.Tensor]) -> dict[str, float]:
+        return {name: (found[name].double() - exact[name]).abs().max().item() for name in exact}
+
     return {
-        "kernel": (out.double() - exact).abs().max().item(),
-        "pytorch": (same_type.double() - exact).abs().max().item(),
-        "lse": (lse.double() - exact_lse).abs().max().item(),
+        "kernel": errors(kernel),
+        "pytorch": errors(same_type),
+        "identical": all(torch.equal(kernel[name], again[name]) for name in kernel),
         "launched": [record.name for record in launches()],
     }
 
 
-for case in json.loads(sys.argv[1]):
-    print(json.dumps(run(*case)), flush=True)
+for case in json.loads(sys.argv[2]):
+    print(json.dumps(run(**case)), flush=True)
