@@ -79,6 +79,18 @@ def global_elements(
     return memory.index(address, nbytes)
 
 
+def shared_address(group: Group, address: Array, positions: Array | None, index: int) -> Array:
+    """32-bit shared addresses of generic ones; those of the right width already stay as they are."""
+    if address.dtype != np.uint64:
+        return address
+    offset = address - np.uint64(SHARED_WINDOW)
+    if offset.size and (bad := offset >= np.uint64(1 << 32)).any():
+        first = int(np.argmax(bad))
+        position = position_of(positions, first)
+        group.fail(OutOfBounds, index, position, f"address {int(address[first]):#x} is not in shared memory")
+    return offset.astype(np.uint32)
+
+
 def shared_elements(
     group: Group, address: Array, nbytes: int, positions: Array | None, index: int, verb: str
 ) -> tuple[Array, int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from cute_attn.emulator import scheduler
 from cute_attn.emulator.errors import Deadlock, Misaligned, OutOfBounds, UninitializedShared, UnknownInstruction
 
 from .harness import run
@@ -241,7 +242,8 @@ def test_a_lock_between_warps(seed):
     assert memory.tolist() == [0, 24]
 
 
-def test_a_lock_that_nobody_opens():
+def test_a_lock_that_nobody_opens(monkeypatch):
+    monkeypatch.setattr(scheduler, "POLLING_ROUNDS", 1000)
     with pytest.raises(Deadlock, match="polls for what nobody does"):
         run(LOCK.replace("atom.global.release.gpu.exch.b32 %r3, [%rd0], 0;", ""), {"m": np.zeros(2, np.uint32)})
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -236,3 +238,36 @@ again:
 """
     with pytest.raises(Deadlock, match="polls"):
         run(body, {"out": np.zeros(1)}, shared=8)
+
+
+@pytest.mark.parametrize(("count", "finds"), [(3, False), (2, True)])
+def test_an_arrival_that_must_not_complete(count: int, finds: bool) -> None:
+    body = f"""
+    {init("0", count)}
+    @%p11 mbarrier.arrive.noComplete.shared::cta.b64 %rd5, [0], 2;
+"""
+    context = pytest.raises(BarrierMismatch, match=".noComplete, and the arrival completes phase 0")
+    with context if finds else contextlib.nullcontext():
+        run(body, {}, shared=8)
+
+
+def test_an_arrival_that_drops_out_and_announces_bytes() -> None:
+    """The phase needs the bytes, and later phases one arrival less."""
+    out = np.zeros(3, np.uint32)
+    peek = (
+        "mbarrier.test_wait.parity.shared::cta.b64 %p1, [0], {}; selp.u32 %r2, 1, 0, %p1; st.global.u32 [%rd0+{}], %r2;"
+    )
+    body = f"""
+    {init("0", 2)}
+    @!%p11 bra done;
+    mbarrier.arrive_drop.expect_tx.shared::cta.b64 _, [0], 16;
+    mbarrier.arrive.shared::cta.b64 _, [0];
+    {peek.format(0, 0)}
+    mbarrier.complete_tx.shared::cta.relaxed.cta.b64 [0], 16;
+    {peek.format(0, 4)}
+    mbarrier.arrive.shared::cta.b64 _, [0];
+    {peek.format(1, 8)}
+done:
+"""
+    run(body, {"out": out}, shared=8)
+    assert out.tolist() == [0, 1, 1]

@@ -14,12 +14,12 @@ from ..access import active, check_alignment, global_elements, position_of, shar
 from ..async_work import CommitGroups, Transfers
 from ..codegen import BlockBuilder
 from ..errors import InvalidOperand, UnknownInstruction
+from ..mbarrier_keys import mbarrier_keys
 from ..memory import UNIT, Array, GlobalMemory
 from ..module import Instruction
 from ..registry import emits, helper
 from ..wave import Group
 from .load_store import address_expression, state_space
-from .mbarrier import mbarrier_keys
 
 
 @emits(

@@ -9,7 +9,6 @@ Somebody may loop until an atom finds another value: lanes whose atom changed no
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,14 +16,13 @@ import numpy as np
 from ..access import active, global_elements, require_written, shared_elements, split_generic
 from ..codegen import BlockBuilder
 from ..errors import OutOfBounds, UnknownInstruction
-from ..formats import bf16_to_f32, f32_to_bf16
 from ..memory import Array
 from ..module import Instruction
 from ..registry import emits, helper, instruction_type
 from ..types import PtxType
 from ..wave import Group
-from .floating import flush
 from .load_store import address_expression, join_lanes, state_space
+from .read_modify_write import compare_and_swap, element_dtype, has_tiny, in_order, reduction_step, same_bits
 
 _SPACES = "global shared shared::cta shared::cluster"
 _ORDER = "relaxed acquire release acq_rel cta cluster gpu sys L2::cache_hint"
@@ -107,83 +105,6 @@ def _update(b: BlockBuilder, i: Instruction, operands: tuple[str, ...]) -> tuple
 
 # ---- execution
 
-Step = Callable[[Array, Array], Array]
-
-_DTYPES = {"bf16": "uint16", "b128": "complex128"}
-
-
-def element_dtype(element: str) -> Any:
-    """numpy dtype of an element type in memory."""
-    kinds = {"b": "uint", "u": "uint", "s": "int", "f": "float"}
-    return np.dtype(_DTYPES.get(element) or kinds[element[0]] + element[1:])
-
-
-def _in_f32(ufunc: np.ufunc) -> Step:
-    return lambda old, value: f32_to_bf16(ufunc(bf16_to_f32(old), bf16_to_f32(value)))
-
-
-_UFUNCS = {"add": np.add, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor}
-_ZERO, _ONE = np.uint32(0), np.uint32(1)
-_STEPS: dict[str, Step] = {
-    "inc": lambda old, limit: np.where(old >= limit, _ZERO, old + _ONE),
-    "dec": lambda old, limit: np.where((old == _ZERO) | (old > limit), limit, old - _ONE),
-    "exch": lambda old, value: value,
-}
-
-
-def reduction_step(name: str, element: str, flushed: bool) -> Step:
-    """(memory, operand) -> memory. A ufunc where there is one for it."""
-    if name in _STEPS:
-        return _STEPS[name]
-    floating = element in ("bf16", "f16", "f32", "f64")
-    smaller_larger = {"min": np.fmin, "max": np.fmax} if floating else {"min": np.minimum, "max": np.maximum}
-    ufunc = {**_UFUNCS, **smaller_larger}[name]
-    if element == "bf16":
-        return _in_f32(ufunc)
-    if flushed:
-        return lambda old, value: flush(flush(old) + flush(value))
-    return ufunc
-
-
-def _has_tiny(values: Array) -> bool:
-    """Whether sums of these may be subnormal: above 2^-102, bits of f32 numbers end above the smallest normal one."""
-    magnitude = np.abs(values)
-    return bool(((magnitude < np.float32(2.0**-102)) & (magnitude > 0)).any())
-
-
-def _same_bits(a: Array, b: Array) -> Array:
-    if a.dtype != np.complex128:
-        return a == b
-    return (np.ascontiguousarray(a).view(np.uint64) == np.ascontiguousarray(b).view(np.uint64)).reshape(-1, 2).all(1)
-
-
-def in_order(view: Array, where: Array, operand: Array, step: Step) -> Array:
-    """Applies `operand[n]` to `view[where[n]]` for n = 0, 1, ...; the old values.
-
-    Elements are dealt with in rounds: the first lane of every address, then the second, and so on.
-    """
-    order = np.argsort(where, kind="stable")
-    ordered = where[order]
-    is_first = np.ones(ordered.size, bool)
-    is_first[1:] = ordered[1:] != ordered[:-1]
-    starts = np.flatnonzero(is_first)
-    if starts.size == ordered.size:
-        old = view[where]
-        view[where] = step(old, operand)
-        return old
-    if starts.size == 1 and isinstance(step, np.ufunc):
-        running = step.accumulate(np.concatenate([view[where[:1]], operand]), dtype=view.dtype)
-        view[where[0]] = running[-1]
-        return running[:-1]
-    rank = np.arange(ordered.size) - np.repeat(starts, np.diff(np.append(starts, ordered.size)))
-    rounds = np.split(order[np.argsort(rank, kind="stable")], np.cumsum(np.bincount(rank))[:-1])
-    olds = np.empty(where.size, view.dtype)
-    for lanes in rounds:
-        at = where[lanes]
-        olds[lanes] = old = view[at]
-        view[at] = step(old, operand[lanes])
-    return olds
-
 
 @helper
 def atomic_update(
@@ -213,14 +134,14 @@ def atomic_update(
         operand = _elements(group, values, positions, view.dtype)
         before = view[where]
         if name == "cas":
-            old = _compare_and_swap(view, where, operand, _elements(group, (swap,), positions, view.dtype))
+            old = compare_and_swap(view, where, operand, _elements(group, (swap,), positions, view.dtype))
         else:
             flushed = window == "global" and name == "add" and element == "f32"
-            step = reduction_step(name, element, flushed and (_has_tiny(operand) or _has_tiny(before)))
+            step = reduction_step(name, element, flushed and (has_tiny(operand) or has_tiny(before)))
             old = in_order(view, where, operand, step)
         at = slice(None) if positions is None else positions
         olds[:, at] = old.view(values[0].dtype).reshape(lanes.size, len(values)).T
-        idle[at] = _same_bits(view[where], before).reshape(lanes.size, -1).all(1)
+        idle[at] = same_bits(view[where], before).reshape(lanes.size, -1).all(1)
     return olds, idle
 
 
@@ -252,15 +173,3 @@ def _place(
 def _elements(group: Group, values: tuple[Any, ...], positions: Array | None, dtype: Any) -> Array:
     """Operand registers of the lanes that take part as elements in memory order, lane by lane."""
     return np.ascontiguousarray(join_lanes(group, values, values[0].dtype.itemsize, positions, dtype)).view(dtype)
-
-
-def _compare_and_swap(view: Array, where: Array, expected: Array, new: Array) -> Array:
-    """cas takes two operands: the rounds run over positions, and each position knows both."""
-    olds = np.empty_like(expected)
-
-    def step(old: Array, lanes: Array) -> Array:
-        olds[lanes] = old
-        return np.where(_same_bits(old, expected[lanes]), new[lanes], old)
-
-    in_order(view, where, np.arange(where.size), step)
-    return olds

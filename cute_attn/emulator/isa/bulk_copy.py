@@ -16,13 +16,13 @@ from ..async_work import CommitGroups, Perform, Transfers
 from ..bulk import BulkIssue, Units
 from ..codegen import BlockBuilder
 from ..errors import InvalidOperand, UnknownInstruction
+from ..mbarrier_keys import keys_of
 from ..memory import CLUSTER_SHIFT, Array
 from ..module import Instruction
 from ..registry import emits, helper, instruction_type
 from ..wave import Group
-from .atomic import element_dtype, in_order, reduction_step
 from .load_store import address_expression
-from .mbarrier import keys_of
+from .read_modify_write import element_dtype, in_order, reduction_step
 
 UNIT = 16
 """Bytes: addresses and sizes are multiples of it."""

@@ -42,7 +42,7 @@ def branch_by_table(b: BlockBuilder, i: Instruction) -> None:
     b.finish(f"('switch', {b.mask}, {index}, {targets}, {i.index})", *targets, b.number + 1)
 
 
-@emits("trap", "brkpt")
+@emits("trap", "brkpt", modifiers="")
 def trap(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"reached_trap(G, {i.index}, {b.mask})")
 

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from ..access import active, shared_elements
+from ..access import active, shared_address, shared_elements
 from ..async_work import Transfers
 from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
+from ..mbarrier_keys import mbarrier_keys
 from ..memory import CLUSTER_SHIFT, Array
 from ..module import Instruction
 from ..registry import emits, helper
 from ..wave import Group
 from .load_store import address_expression, state_space
-from .mbarrier import mbarrier_keys, shared_address
 
 _FIRST_CTA = "get_first_ctaid"
 
@@ -39,7 +39,11 @@ def try_cancel(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"cancel_launch(G, {answer}, {barrier}, {everyone}, {b.mask}, {i.index})")
 
 
-@emits("clusterlaunchcontrol.query_cancel")
+@emits(
+    "clusterlaunchcontrol.query_cancel",
+    types="pred.b128 b32.b128",
+    modifiers="is_canceled get_first_ctaid get_first_ctaid::x get_first_ctaid::y get_first_ctaid::z v4",
+)
 def query_cancel(b: BlockBuilder, i: Instruction) -> None:
     """is_canceled gives a predicate, get_first_ctaid {x, y, z, _} or one of them, undefined where nothing was canceled.
 

@@ -128,7 +128,7 @@ def stmatrix(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"matrix_store(G, {b.mask}, {address}, {_name(form)}, ({values},), {i.index})")
 
 
-@emits("movmatrix.sync.aligned.m8n8.trans.b16")
+@emits("movmatrix.sync.aligned.m8n8.trans.b16", modifiers="")
 def movmatrix(b: BlockBuilder, i: Instruction) -> None:
     value = b.read(i.operands[1], "uint32")
     b.write(i.operands[0], f"matrix_transpose(G, {b.mask}, {value}, {i.index})", "uint32")

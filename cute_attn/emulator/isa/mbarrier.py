@@ -8,15 +8,17 @@ half. Names of sections are those of the PTX ISA, "Parallel Synchronization and 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from ..access import active, check_alignment, cluster_cta, position_of, shared_elements
+from ..access import active, position_of, shared_address, shared_elements
 from ..codegen import BlockBuilder
-from ..errors import BarrierMismatch, OutOfBounds
+from ..errors import BarrierMismatch
+from ..mbarrier_keys import mbarrier_keys
 from ..mbarriers import MAX_COUNT, Mbarriers
-from ..memory import CLUSTER_SHIFT, SHARED_WINDOW, Array
+from ..memory import Array
 from ..module import Instruction
 from ..registry import DRIFTERS, EXPLAINERS, FINISHERS, TIMEOUTS, WAKERS, action, emits, helper
 from ..wave import Group, Wave
@@ -47,6 +49,18 @@ def bytes_only(b: BlockBuilder, i: Instruction) -> None:
     b.effect(f"mbarrier_bytes(G, {address}, {count}, {i.parts[1] == 'expect_tx'}, {b.mask}, {i.index})")
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """announces: one arrival, and as many bytes as its operand says. drops: will not come in later phases.
+
+    may_complete: without, the program promises that the arrival completes no phase (.noComplete).
+    """
+
+    announces: bool
+    drops: bool
+    may_complete: bool
+
+
 @emits(
     "mbarrier.arrive",
     "mbarrier.arrive_drop",
@@ -59,10 +73,8 @@ def arrive(b: BlockBuilder, i: Instruction) -> None:
     state = "_" if operands[0].startswith("[") else operands.pop(0)
     address = _address(b, i, operands[0])
     amount = b.read(operands[1], "uint32") if len(operands) > 1 else b.constant(1, "uint32")
-    kind = "expect_tx" if "expect_tx" in i.parts else i.parts[1]
-    value = b.checked(f"mbarrier_arrive(G, {address}, {amount}, {kind!r}, {b.mask}, {i.index})")
-    if kind == "expect_tx" and i.parts[1] == "arrive_drop":
-        b.effect(f"unknown_instruction(G, {i.index})")
+    kind = b.constant(Arrival("expect_tx" in i.parts, i.parts[1] == "arrive_drop", "noComplete" not in i.parts))
+    value = b.checked(f"mbarrier_arrive(G, {address}, {amount}, {kind}, {b.mask}, {i.index})")
     b.write(state, value, "uint64")
 
 
@@ -94,53 +106,6 @@ def wait(b: BlockBuilder, i: Instruction) -> None:
 
 
 # ---- execution
-
-
-def shared_address(group: Group, address: Array, positions: Array | None, index: int) -> Array:
-    """32-bit shared addresses of generic ones; those of the right width already stay as they are."""
-    if address.dtype != np.uint64:
-        return address
-    offset = address - np.uint64(SHARED_WINDOW)
-    if offset.size and (bad := offset >= np.uint64(1 << 32)).any():
-        first = int(np.argmax(bad))
-        position = position_of(positions, first)
-        group.fail(OutOfBounds, index, position, f"address {int(address[first]):#x} is not in shared memory")
-    return offset.astype(np.uint32)
-
-
-def mbarrier_keys(
-    group: Group, address: Any, mask: Any, index: int, verb: str, *, known: bool = True
-) -> tuple[Mbarriers, Array, Array | None]:
-    """(the wave's barriers, keys of the lanes that take part, their positions); checks that barriers are there."""
-    lanes, positions = active(group, address, mask)
-    table, keys = keys_of(group, shared_address(group, lanes, positions, index), positions, index, verb, known=known)
-    return table, keys, positions
-
-
-def keys_of(
-    group: Group, lanes: Array, positions: Array | None, index: int, verb: str, *, known: bool = True
-) -> tuple[Mbarriers, Array]:
-    """The same for uint32 addresses of the lanes at `positions`, which may name a lane more than once."""
-    table = Mbarriers.of(group.wave)
-    check_alignment(group, lanes, 8, positions, index)
-    if not lanes.size:
-        return table, np.zeros(0, np.int64)
-    if int(lanes.max()) >> CLUSTER_SHIFT:
-        cta, offset = cluster_cta(group, lanes, positions, index, verb)
-    else:
-        cta, offset = group.values_at(group.cta, positions), lanes
-    if int(offset.max()) + 8 > group.wave.shared.size:
-        shared_elements(group, lanes, 8, positions, index, verb)  # reports it
-    keys = table.key(cta, offset)
-    if known and (unknown := table.count[keys] == 0).any():
-        first = int(np.argmax(unknown))
-        group.fail(
-            BarrierMismatch,
-            index,
-            position_of(positions, first),
-            f"{verb} at the {table.describe(int(keys[first]))}, which nobody has initialised",
-        )
-    return table, keys
 
 
 @helper
@@ -185,7 +150,7 @@ def mbarrier_bytes(group: Group, address: Any, amount: Any, expected: bool, mask
 
 
 @helper
-def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: str, mask: Any, index: int) -> Any:
+def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: Arrival, mask: Any, index: int) -> Any:
     """Arrival of `amount`, or of one with `amount` bytes announced; the state before it."""
     table, keys, positions = mbarrier_keys(group, address, mask, index, "arrive")
     state = np.zeros(group.size, np.uint64)
@@ -196,12 +161,17 @@ def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: str, mask: An
     if group.wave.trace is not None:
         group.wave.trace.arrive("mbarrier", table.count.size, keys, group.lanes_at(positions))
     amounts = group.values_at(amount, positions).astype(np.int64)
-    before = (table.phase[keys].astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
+    phase = table.phase[keys]
+    before = (phase.astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
     with _attributed(group, positions, index):
-        if kind == "expect_tx":
+        if kind.announces:
             table.expect(keys, amounts)
             amounts = np.ones(keys.size, np.int64)
-        (table.drop if kind == "arrive_drop" else table.arrive)(keys, amounts)
+        (table.drop if kind.drops else table.arrive)(keys, amounts)
+    if not kind.may_complete and (completed := table.phase[keys] > phase).any():
+        n = int(np.argmax(completed))
+        what = f".noComplete, and the arrival completes phase {int(phase[n])} of the {table.describe(int(keys[n]))}"
+        group.fail(BarrierMismatch, index, position_of(positions, n), what)
     state[slice(None) if positions is None else positions] = before
     return state
 

@@ -14,12 +14,12 @@ from ..access import active, shared_elements
 from ..async_work import Transfers
 from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
+from ..mbarrier_keys import mbarrier_keys
 from ..memory import Array
 from ..module import Instruction
 from ..registry import emits, helper, instruction_type
 from ..wave import Group
 from .load_store import address_expression, join_lanes
-from .mbarrier import mbarrier_keys
 
 
 @emits(
