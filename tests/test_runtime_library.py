@@ -18,6 +18,7 @@ from cute_attn.emulator.errors import InvalidLaunch, OutOfBounds
 from cute_attn.emulator.launch_attributes import LaunchAttributes, read_attributes
 from cute_attn.emulator.parser import parse
 
+from .emulator.tensor_maps import encode
 from .mma_loop import MmaLoop, MmaLoopConfig
 from .scaled_copy import ScaledCopy, ScaledCopyConfig
 
@@ -203,6 +204,35 @@ def test_streams_and_events() -> None:
     assert library._cudaEventElapsedTime(ctypes.byref(milliseconds), *events) == 0
     assert 0 <= milliseconds.value < 1000
     assert all(library._cudaEventDestroy(event) == 0 for event in events)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "swizzle", "box", "options"),
+    [
+        (6, "f16", 3, (64, 8, 2), {"swizzle": "128"}),
+        (9, "bf16", 2, (32, 8, 2), {"swizzle": "64", "nan": True}),
+        (8, "f64", 0, (2, 8, 2), {}),
+        (11, "tf32", 1, (8, 8, 2), {"swizzle": "32"}),
+        (0, "u8", 5, (64, 8, 2), {"swizzle": "flip"}),
+        (2, "u32", 6, (8, 8, 6), {"swizzle": "128/64", "steps": (1, 2, 3)}),
+    ],
+)
+def test_tensor_maps(number: int, kind: str, swizzle: int, box: tuple, options: dict) -> None:
+    """The driver's numbers of types and swizzles, in the hardware's format as the tests' own encoder knows it."""
+    address, sizes, strides = 1 << 20, (64, 10, 5), (512 + 2**36, 8192)
+    found = (ctypes.c_uint8 * 128)()
+    arguments = (
+        *((ctypes.c_uint64 * 3)(*sizes), (ctypes.c_uint64 * 2)(*strides), (ctypes.c_uint32 * 3)(*box)),
+        *((ctypes.c_uint32 * 3)(*options.get("steps", (1, 1, 1))), 0, swizzle, 2, int(options.get("nan", False))),
+    )
+    library = ctypes.CDLL(str(runtime.runtime_library()))
+    with session([], "sm_90a"):
+        assert library._cuTensorMapEncodeTiled(found, number, 3, ctypes.c_void_p(address), *arguments) == 0
+    assert bytes(found) == encode(address, kind, sizes, strides, box, **options).tobytes()
+    with pytest.raises(EmulatorError, match="cuTensorMapEncodeTiled: the tensor's address"), session([], "sm_90a"):
+        library._cuTensorMapEncodeTiled(found, number, 3, ctypes.c_void_p(address + 8), *arguments)
+    with pytest.raises(EmulatorError, match="CUtensorMapDataType 99"), session([], "sm_90a"):
+        library._cuTensorMapEncodeTiled(found, 99, 3, ctypes.c_void_p(address), *arguments)
 
 
 @pytest.mark.parametrize(

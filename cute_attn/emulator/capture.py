@@ -28,8 +28,9 @@ from cute_attn.emulator.launch_size import LaunchSize, Shape
 from cute_attn.emulator.memory import GlobalMemory, Span
 from cute_attn.emulator.module import Kernel
 from cute_attn.emulator.parser import parse
-from cute_attn.emulator.runtime import Callbacks, LaunchConfig, bind
+from cute_attn.emulator.runtime import Callbacks, LaunchConfig, TensorMapArguments, bind
 from cute_attn.emulator.settings import current_settings
+from cute_attn.emulator.tensor_map_encoding import TiledMap, encode
 
 __all__ = [
     "call",
@@ -212,6 +213,25 @@ class _Runtime:
 
     def fill(self, address: int, value: int, nbytes: int) -> None:
         self.heap.fill(address, value, nbytes)
+
+    def encode_tensor_map(self, target: int, arguments: Any) -> None:
+        wanted: TensorMapArguments = arguments.contents
+        rank = wanted.rank
+        content = encode(
+            TiledMap(
+                wanted.data_type,
+                wanted.address or 0,
+                wanted.sizes[:rank],
+                wanted.strides[: rank - 1],
+                wanted.box[:rank],
+                wanted.steps[:rank],
+                wanted.interleave,
+                wanted.swizzle,
+                wanted.promotion,
+                wanted.fill,
+            )
+        )
+        ctypes.memmove(target, content, len(content))
 
     def unsupported(self, symbol: bytes) -> None:
         raise EmulatorError(

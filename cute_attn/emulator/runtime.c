@@ -14,7 +14,7 @@
 #define EXPORT __attribute__((visibility("default")))
 
 /* Raised when a signature below or the callback table changes: runtime.py refuses a library with another number. */
-#define INTERFACE_VERSION 2
+#define INTERFACE_VERSION 3
 
 enum { SUCCESS = 0, ERROR_MEMORY_ALLOCATION = 2, ERROR_INITIALIZATION = 3, ERROR_INVALID_HANDLE = 400 };
 
@@ -29,6 +29,15 @@ typedef struct {
 } launch_config_t; /* cudaLaunchConfig_t */
 
 typedef struct {
+    int data_type;
+    uint32_t rank;
+    void *address;
+    const uint64_t *sizes, *strides;
+    const uint32_t *box, *steps;
+    int interleave, swizzle, promotion, fill;
+} tensor_map_t; /* the arguments of cuTensorMapEncodeTiled */
+
+typedef struct {
     int (*library_load)(void **library, const void *image);
     int (*library_get_kernel)(void **kernel, void *library, const char *name);
     int (*device_attribute)(int *value, int attribute);
@@ -40,6 +49,7 @@ typedef struct {
     int (*release)(void *memory);
     int (*copy)(void *target, const void *source, size_t bytes);
     int (*fill)(void *memory, int value, size_t bytes);
+    int (*encode_tensor_map)(void *map, const tensor_map_t *wanted);
     int (*unsupported)(const char *symbol);
 } callbacks_t;
 
@@ -210,6 +220,13 @@ EXPORT int _cudaMemsetAsync(void *memory, int value, size_t bytes, void *stream)
     return FORWARD(fill, memory, value, bytes);
 }
 
+EXPORT int _cuTensorMapEncodeTiled(void *map, int data_type, uint32_t rank, void *address, const uint64_t *sizes,
+                                   const uint64_t *strides, const uint32_t *box, const uint32_t *steps, int interleave,
+                                   int swizzle, int promotion, int fill) {
+    tensor_map_t wanted = {data_type, rank, address, sizes, strides, box, steps, interleave, swizzle, promotion, fill};
+    return FORWARD(encode_tensor_map, map, &wanted);
+}
+
 /* ---- what the TVM-FFI flavour of the host code adds ---- */
 
 /* Loads the program's library on its first call. `state` is a word of the program, 0 before. Two threads may both get
@@ -272,7 +289,6 @@ REFUSED(_cuLibraryGetUnifiedFunction)
 REFUSED(_cuLibraryLoadData)
 REFUSED(_cuLibraryLoadFromFile)
 REFUSED(_cuLibraryUnload)
-REFUSED(_cuTensorMapEncodeTiled)
 REFUSED(_cudaFreeHost)
 REFUSED(_cudaGetDeviceProperties)
 REFUSED(_cudaGraphDestroy)

@@ -23,10 +23,10 @@ from typing import Any
 
 from cute_attn.disk_cache import cache_root, write_atomically
 
-__all__ = ["Callbacks", "LaunchConfig", "bind", "runtime_library"]
+__all__ = ["Callbacks", "LaunchConfig", "TensorMapArguments", "bind", "runtime_library"]
 
 _SOURCE = Path(__file__).with_name("runtime.c")
-_INTERFACE_VERSION = 2  # INTERFACE_VERSION of runtime.c
+_INTERFACE_VERSION = 3  # INTERFACE_VERSION of runtime.c
 
 
 class Dim3(ctypes.Structure):
@@ -52,6 +52,24 @@ class LaunchConfig(ctypes.Structure):
     ]
 
 
+class TensorMapArguments(ctypes.Structure):
+    """tensor_map_t of runtime.c: the arguments of cuTensorMapEncodeTiled."""
+
+    _fields_ = [
+        ("data_type", ctypes.c_int),
+        ("rank", ctypes.c_uint32),
+        ("address", ctypes.c_void_p),
+        ("sizes", ctypes.POINTER(ctypes.c_uint64)),
+        ("strides", ctypes.POINTER(ctypes.c_uint64)),
+        ("box", ctypes.POINTER(ctypes.c_uint32)),
+        ("steps", ctypes.POINTER(ctypes.c_uint32)),
+        ("interleave", ctypes.c_int),
+        ("swizzle", ctypes.c_int),
+        ("promotion", ctypes.c_int),
+        ("fill", ctypes.c_int),
+    ]
+
+
 _HANDLE_OUT = ctypes.POINTER(ctypes.c_void_p)
 _INT_OUT = ctypes.POINTER(ctypes.c_int)
 
@@ -74,6 +92,10 @@ class Callbacks(ctypes.Structure):
         ("release", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)),
         ("copy", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)),
         ("fill", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t)),
+        (
+            "encode_tensor_map",
+            ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.POINTER(TensorMapArguments)),
+        ),
         ("unsupported", ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_char_p)),
     ]
 
