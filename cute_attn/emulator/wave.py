@@ -245,15 +245,7 @@ class Group:
     def require_whole_warps(self, index: int) -> int:
         """Number of warps; raises DivergentWarp unless all 32 lanes of each of them are here."""
         if not self.has_whole_warps:
-            warp = self.lane_numbers // 32
-            counts = np.bincount(warp)[warp]
-            culprit = int(np.argmax(counts < 32))
-            self.fail(
-                DivergentWarp,
-                index,
-                culprit,
-                f"warp-wide instruction executed by {int(counts[culprit])} of the 32 lanes of a warp",
-            )
+            self._fail_divergent(index, "warp", self.lane_numbers // 32, "32 lanes", 32)
         return self.size // 32
 
     @cached_property
@@ -274,17 +266,15 @@ class Group:
     def require_whole_warpgroups(self, index: int) -> Array:
         """First lane (in the wave) of each warpgroup; raises DivergentWarp unless all its 128 threads are here."""
         if self._warpgroups is None:
-            lanes = self.lane_numbers
-            warpgroup = self.wave.warpgroup_of_lane[lanes]
-            counts = np.bincount(warpgroup)[warpgroup]
-            culprit = int(np.argmax(counts < 128))
-            self.fail(
-                DivergentWarp,
-                index,
-                culprit,
-                f"warpgroup-wide instruction executed by {int(counts[culprit])} of the 128 threads of a warpgroup",
-            )
+            self._fail_divergent(index, "warpgroup", self.wave.warpgroup_of_lane[self.lanes], "128 threads", 128)
         return self._warpgroups
+
+    def _fail_divergent(self, index: int, unit: str, number: Array, whole: str, size: int) -> NoReturn:
+        """Raises DivergentWarp for the first warp or warpgroup of which lanes are missing; `number` is each lane's."""
+        counts = np.bincount(number)[number]
+        culprit = int(np.argmax(counts < size))
+        what = f"{unit}-wide instruction executed by {int(counts[culprit])} of the {whole} of a {unit}"
+        self.fail(DivergentWarp, index, culprit, what)
 
     def fail(self, error: type[EmulatorError], index: int, position: int, what: str) -> NoReturn:
         """Raises `error` for instruction `index` and the lane at `position` of the group."""

@@ -94,7 +94,7 @@ def send(b: BlockBuilder, i: Instruction) -> None:
 
 @emits(
     "cp.reduce.async.bulk.shared::cluster.shared::cta",
-    modifiers="mbarrier::complete_tx::bytes " + "add min max inc dec and or xor",
+    modifiers=f"mbarrier::complete_tx::bytes {_OPERATIONS}",
 )
 def reduce_shared(b: BlockBuilder, i: Instruction) -> None:
     """cp.reduce.async.bulk [dst], [src], size, [mbar]"""
@@ -116,7 +116,7 @@ def store(b: BlockBuilder, i: Instruction) -> None:
 
 @emits(
     "cp.reduce.async.bulk.global.shared::cta",
-    modifiers="bulk_group L2::cache_hint noftz " + "add min max inc dec and or xor",
+    modifiers=f"bulk_group L2::cache_hint noftz {_OPERATIONS}",
 )
 def reduce_global(b: BlockBuilder, i: Instruction) -> None:
     """cp.reduce.async.bulk [dst], [src], size {, policy}"""
@@ -218,6 +218,13 @@ def _shared(issue: BulkIssue, address: Array, offsets: Array, used: Array | None
     return issue.shared_units(cta, start, offsets if used is None else np.where(used, offsets, 0), UNIT, verb, used)
 
 
+def _moving(read: Units, written: Units, reduction: tuple[str, str] | None) -> Perform:
+    """What copies from the one place to the other, or combines with what is there by (operation, element type)."""
+    if reduction is None:
+        return lambda rows: written.write(rows, read.read(rows))
+    return lambda rows: reduce_into(written, rows, read.read(rows), *reduction, flush=False)
+
+
 @helper
 def bulk_load(group: Group, to: Any, source: Any, size: Any, barrier: Any, ctas: Any, mask: Any, index: int) -> None:
     issue, sizes = _issue(group, mask, size, index)
@@ -230,7 +237,7 @@ def bulk_load(group: Group, to: Any, source: Any, size: Any, barrier: Any, ctas:
         to, barrier = address_in(ranks, to[rows]), address_in(ranks, barrier[rows])
         used = read.used
     written = _shared(issue, to, offsets, used, "write")
-    report_to(issue, barrier, sizes, lambda rows: written.write(rows, read.read(rows)), writes=written)
+    report_to(issue, barrier, sizes, _moving(read, written, None), writes=written)
 
 
 @helper
@@ -242,25 +249,9 @@ def bulk_send(
     read = _shared(issue, issue.take(source), offsets, used, "read")
     issue.require_written(read)
     written = _shared(issue, issue.take(to), offsets, used, "write")
-    if reduction is None:
-        report_to(
-            issue,
-            issue.take(barrier),
-            sizes,
-            lambda rows: written.write(rows, read.read(rows)),
-            writes=written,
-            reads=read,
-        )
-        return
-    issue.require_written(written)
-    report_to(
-        issue,
-        issue.take(barrier),
-        sizes,
-        lambda rows: reduce_into(written, rows, read.read(rows), *reduction, flush=False),
-        writes=written,
-        reads=read,
-    )
+    if reduction is not None:
+        issue.require_written(written)
+    report_to(issue, issue.take(barrier), sizes, _moving(read, written, reduction), writes=written, reads=read)
 
 
 @helper
@@ -270,12 +261,8 @@ def bulk_store(group: Group, to: Any, source: Any, size: Any, kept: Any, reducti
     read = _shared(issue, issue.take(source), offsets, used, "read")
     issue.require_written(read)
     written = _global(issue, issue.take(to), offsets, used, "write")
-    if reduction is not None:
-        put_in_group(
-            issue, lambda rows: reduce_into(written, rows, read.read(rows), *reduction, flush=False), reads=read
-        )
-    elif kept is None:
-        put_in_group(issue, lambda rows: written.write(rows, read.read(rows)), reads=read)
+    if kept is None:
+        put_in_group(issue, _moving(read, written, reduction), reads=read)
     else:
         single = _single_bytes(issue, written, issue.take(kept))
         put_in_group(issue, lambda rows: single.write(rows, read.read(rows).view(np.uint8)), reads=read)

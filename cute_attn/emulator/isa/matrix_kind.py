@@ -43,6 +43,18 @@ _FORMS = {
 _DEFAULT_SCALES = {"mxf8f6f4": 1, "mxf4": 2}
 
 
+def longest_chain(accumulator: str, k: int, a: str, b: str) -> int:
+    """How many instructions' products may be summed in float32 before the accumulator is added, by their types.
+
+    f16 accumulators are rounded after each; sums of integers stay exact in float32 below 2^24.
+    """
+    if accumulator == "f16":
+        return 1
+    if accumulator == "s32":
+        return (2**24 - 1) // (k * _LARGEST[a] * _LARGEST[b])
+    return 1 << 10
+
+
 @dataclass(frozen=True)
 class MmaKind:
     """Element types of A, B, the accumulator ("f32", "f16", "s32"), k, and .satfinite.
@@ -73,11 +85,7 @@ class MmaKind:
     @property
     def longest_chain(self) -> int:
         """How many mma may be summed before the accumulator is added, without changing what the result means."""
-        if self.accumulator == "f16" or self.saturate:
-            return 1
-        if self.accumulator == "s32":
-            return (2**24 - 1) // (self.k * _LARGEST[self.a] * _LARGEST[self.b])
-        return 1 << 20
+        return 1 if self.saturate else longest_chain(self.accumulator, self.k, self.a, self.b)
 
 
 def parse(opcode: str) -> MmaKind:

@@ -72,8 +72,10 @@ def store(b: BlockBuilder, i: Instruction) -> None:
 )
 def reduce(b: BlockBuilder, i: Instruction) -> None:
     """cp.reduce.async.bulk.tensor.2d.add [map, {c0, c1}], [src] {, policy}"""
-    (operation,) = [part for part in i.parts if part in _REDUCTIONS]
-    _store(b, i, repr(operation))
+    operations = [part for part in i.parts if part in _REDUCTIONS]
+    if len(operations) != 1:
+        raise UnknownInstruction(i.text)
+    _store(b, i, repr(operations[0]))
 
 
 def _store(b: BlockBuilder, i: Instruction, operation: str) -> None:

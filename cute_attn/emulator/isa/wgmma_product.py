@@ -23,11 +23,11 @@ from ..formats import NARROW_VALUES
 from ..memory import Array
 from ..tensor_core import dot, model_for
 from ..wave import Wave
+from .matrix_kind import longest_chain
 from .wgmma_descriptor import chunks
 
 WARPGROUP = 128
 ROWS = 64
-_LARGEST = {"s8": 128, "u8": 255}
 _F16_VALUES = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
 
 
@@ -57,11 +57,7 @@ class WgmmaKind:
     @property
     def longest_chain(self) -> int:
         """How many instructions may be summed before the accumulator is added, without changing what they mean."""
-        if self.accumulator == "f16" or self.saturate:
-            return 1
-        if self.accumulator == "s32":
-            return (2**24 - 1) // (self.k * _LARGEST[self.a] * _LARGEST[self.b])
-        return 1 << 10
+        return 1 if self.saturate else longest_chain(self.accumulator, self.k, self.a, self.b)
 
     def shares_accumulator(self, other: WgmmaKind) -> bool:
         """Whether accesses to the accumulator are ordered without a fence or wait: instructions of the same shape."""
@@ -76,7 +72,7 @@ def decode(raw: Array, element: str) -> Array:
         return (raw.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     if element == "tf32":
         return (raw.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
-    if element in _LARGEST:
+    if element in ("s8", "u8"):
         return raw.view(np.int8 if element == "s8" else np.uint8).astype(np.float32)
     return NARROW_VALUES[element].take(raw.view(np.uint8))
 
