@@ -101,16 +101,17 @@ class Mbarriers(WaveState):
         self.bytes[keys] += nbytes
         self._check_range(keys)
 
-    def report(self, keys: Array, nbytes: Array) -> None:
-        """Bytes that have arrived; may complete phases."""
+    def report(self, keys: Array, nbytes: Array, index: int | None = None) -> None:
+        """Bytes that have arrived, by copies of instruction `index`; may complete phases."""
         keys, nbytes = _sums(keys, nbytes)
         self.bytes[keys] -= nbytes
         self._check_range(keys)
         if (early := (self.pending[keys] == 0) & (self.bytes[keys] < 0)).any():
             key = int(keys[early][0])
+            copy = "" if index is None else f"\n  the last of them by {self.wave.kernel.instructions[index].place}"
             raise BarrierMismatch(
                 f"{int(-self.bytes[key])} bytes more than expect_tx announced were copied: {self.describe(key)}, phase "
-                f"{int(self.phase[key])}"
+                f"{int(self.phase[key])}{copy}"
             )
         self._settle(keys)
 
@@ -172,14 +173,14 @@ class Mbarriers(WaveState):
                 continue
             transfers.perform(np.flatnonzero(now))
             np.subtract.at(self.in_flight, keys[now], 1)
-            reports.append((keys[now], transfers.nbytes[now], transfers.arrivals))
+            reports.append((keys[now], transfers.nbytes[now], transfers))
             if not now.all():
                 left.append(transfers.part(np.flatnonzero(~now)))
         self._transfers = left
-        for keys, nbytes, arrivals in reports:
-            if arrivals:
-                self.arrive(keys, np.full(keys.size, arrivals))
-            self.report(keys, nbytes)
+        for keys, nbytes, transfers in reports:
+            if transfers.arrivals:
+                self.arrive(keys, np.full(keys.size, transfers.arrivals))
+            self.report(keys, nbytes, transfers.index)
 
     def land_awaited(self) -> None:
         """Lands what somebody waits or polls for."""

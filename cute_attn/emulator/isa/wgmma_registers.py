@@ -98,7 +98,7 @@ def check_fence(b: BlockBuilder, note: WgmmaNote) -> None:
 def wgmma_unfenced(group: Group, register: int, writer: int, index: int) -> None:
     kernel = group.wave.kernel
     name = next(name for name, number in kernel.registers.items() if number == register)
-    text = f"no wgmma.fence since {name} was written by `{kernel.instructions[writer].text}`"
+    text = f"no wgmma.fence since {name} was written by {kernel.instructions[writer].place}"
     group.fail(MissingFence, index, 0, text)
 
 
