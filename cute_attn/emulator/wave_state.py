@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from .wave import Wave
 
@@ -27,3 +28,13 @@ class WaveState:
     def known(cls: type[S], wave: Wave) -> S | None:
         """The wave's, if it has one."""
         return wave.state.get(cls)
+
+    @classmethod
+    def calling(cls, method: str) -> Callable[[Wave], Any]:
+        """Calls a method of a wave's, if it has one: for the functions that `registry` lists, such as WAKERS."""
+
+        def call(wave: Wave) -> Any:
+            found = cls.known(wave)
+            return [] if found is None else getattr(found, method)()
+
+        return call

@@ -241,18 +241,8 @@ def wait_at(
         group.registers[done] = result
 
 
-def _each_wave(method: str) -> Any:
-    """Calls a method of the wave's table, if it has one."""
-
-    def call(wave: Wave) -> Any:
-        table = Mbarriers.known(wave)
-        return [] if table is None else getattr(table, method)()
-
-    return call
-
-
-WAKERS.append(_each_wave("land_awaited"))
-DRIFTERS.append(_each_wave("drift"))
-TIMEOUTS.append(_each_wave("expire"))
-EXPLAINERS.append(_each_wave("explain"))
-FINISHERS.append(_each_wave("finish"))
+WAKERS.append(Mbarriers.calling("land_awaited"))
+DRIFTERS.append(Mbarriers.calling("drift"))
+TIMEOUTS.append(Mbarriers.calling("expire"))
+EXPLAINERS.append(Mbarriers.calling("explain"))
+FINISHERS.append(Mbarriers.calling("finish"))
