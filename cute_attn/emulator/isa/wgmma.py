@@ -24,8 +24,9 @@ from ..module import Instruction
 from ..registers import Pending
 from ..registry import action, emits, helper
 from ..wave import Group, Wave
+from .wgmma_accumulators import Accumulators, InFlight
 from .wgmma_descriptor import MatrixDescriptor, chunks
-from .wgmma_flight import Accumulators, Flight, InFlight, Multiplication, lanes_of
+from .wgmma_flight import Flight, Multiplication, lanes_of
 from .wgmma_product import ROWS, WARPGROUP, WgmmaKind
 from .wgmma_registers import FenceNote, WgmmaNote, check_fence, note_fence
 

@@ -28,7 +28,8 @@ from ..registers import Split
 from ..registry import WATCHERS, helper
 from ..wave import Group, Wave
 from ..wave_state import WaveState
-from .wgmma_flight import Flight, InFlight, Multiplication
+from .wgmma_accumulators import InFlight
+from .wgmma_flight import Flight, Multiplication
 
 if TYPE_CHECKING:
     from ..program import Program
