@@ -229,6 +229,13 @@ def test_register_written_in_flight(write: str, where: str) -> None:
     late.run()
 
 
+def test_guarded_fences_and_commits_are_unknown() -> None:
+    guard = "setp.eq.u32 %g, %r50, 0; @%g"
+    for body in (f"{guard} {FENCE} {{steps}} {COMMIT} {wait(0)}", f"{FENCE} {{steps}} {guard} {COMMIT} {wait(0)}"):
+        guarded, _ = product(body, declarations=".reg .pred %g;")
+        refuses(errors.UnknownInstruction, "wgmma.(fence|commit_group)", guarded)
+
+
 @pytest.mark.parametrize("where", ["", "bra.uni HERE; HERE:"], ids=["same block", "later block"])
 def test_renamed_accumulator_may_be_written(where: str) -> None:
     zero = "".join(f"mov.b32 %d{r}, 0;" for r in range(8))

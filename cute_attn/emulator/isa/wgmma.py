@@ -73,12 +73,19 @@ def _kind(i: Instruction, a_in_registers: bool) -> WgmmaKind:
     )
 
 
+def _require_no_guard(i: Instruction) -> None:
+    """All threads of a warpgroup have to execute these instructions; guards, which may differ, are not implemented."""
+    if i.guard is not None:
+        raise UnknownInstruction(i.text)
+
+
 @emits("wgmma.mma_async.sync.aligned", whole_warpgroups=True)
 def mma_async(b: BlockBuilder, i: Instruction) -> None:
     """wgmma.mma_async d, a-desc or {a}, b-desc, scale-d {, imm-scale-a, imm-scale-b {, imm-trans-a}, imm-trans-b};"""
     dests, a = b.vector(i.operands[0]), b.vector(i.operands[1])
     kind = _kind(i, a_in_registers=i.operands[1].startswith("{"))
-    if len(dests) != kind.registers or len(a) != (4 if kind.a_in_registers else 1) or i.guard is not None:
+    _require_no_guard(i)
+    if len(dests) != kind.registers or len(a) != (4 if kind.a_in_registers else 1):
         raise UnknownInstruction(i.text)
     if len({*dests}) != len(dests) or any(b.kernel.register_bits[b.kernel.registers[d]] != 32 for d in dests):
         raise UnknownInstruction(i.text)
@@ -107,19 +114,22 @@ def mma_async(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("wgmma.fence.sync.aligned", modifiers="", starts_block=True, whole_warpgroups=True)
 def fence(b: BlockBuilder, i: Instruction) -> None:
+    _require_no_guard(i)
     b.code.notes.append(FenceNote(i.index))
     b.effect(f"wgmma_fence(G, {i.index})")
 
 
 @emits("wgmma.commit_group.sync.aligned", modifiers="", whole_warpgroups=True)
 def commit(b: BlockBuilder, i: Instruction) -> None:
+    _require_no_guard(i)
     b.effect(f"wgmma_commit(G, {i.index})")
 
 
 @emits("wgmma.wait_group.sync.aligned", modifiers="", ends_block=True, whole_warpgroups=True)
 def wait(b: BlockBuilder, i: Instruction) -> None:
+    _require_no_guard(i)
     newest = b.literal(i.operands[0])
-    if newest is None or newest < 0 or i.guard is not None:
+    if newest is None or newest < 0:
         raise UnknownInstruction(i.text)
     b.finish(f"('wgmma.wait', {newest}, {i.index})", b.number + 1)
 
