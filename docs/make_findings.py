@@ -55,7 +55,8 @@ Source lines are there for programs compiled with line information (`CUTE_DSL_LI
 WITHOUT_EXAMPLE = """\
 ## Without an example
 
-Not reached from the CuTe DSL on one of the architectures that the emulator pretends to be:
+No kernel for these: programs of the CuTe DSL do not reach them on the architectures that the emulator pretends to be,
+or they are not about kernels.
 """
 
 
