@@ -51,6 +51,7 @@ class Mbarriers(WaveState):
         self.phase = np.zeros(size, np.int64)
         self.in_flight = np.zeros(size, np.int64)
         self.polled: set[int] = set()
+        self._told = np.full((3, wave.lanes), -1, np.int64)
         self._transfers: list[Transfers] = []
         none = np.full(wave.lanes, -1, np.int64)
         zero = np.zeros(wave.lanes, np.int64)
@@ -69,6 +70,20 @@ class Mbarriers(WaveState):
         return f"mbarrier at shared offset {key % self.slots * 8:#x} of CTA {cta}"
 
     # ---- changes
+
+    def fits(self, keys: Array, counts: Array) -> Array:
+        """Which of these arrivals, in their order, belong to the phases in progress; the first of a barrier does."""
+        unique, sums = _sums(keys, counts)
+        if (sums <= self.pending[unique]).all():
+            return np.ones(keys.size, bool)
+        order = np.argsort(keys, kind="stable")
+        total = np.cumsum(counts[order])
+        first = np.diff(keys[order], prepend=-1) != 0
+        before = (total - counts[order])[first]
+        total -= np.repeat(before, np.diff(np.flatnonzero(first), append=keys.size))
+        found = np.empty(keys.size, bool)
+        found[order] = first | (total <= self.pending[keys[order]])
+        return found
 
     def initialize(self, keys: Array, counts: Array) -> None:
         self.count[keys] = self.pending[keys] = counts
@@ -209,6 +224,14 @@ class Mbarriers(WaveState):
         waiters.key[lanes], waiters.phase[lanes], waiters.index[lanes] = keys, phases, index
         self.wave.waiting[lanes] = True
 
+    def asked_again(self, lanes: Array, keys: Array, phases: Array, told: Array, index: int) -> Array:
+        """Which of the lanes that are told that these phases are not complete have been told so before: they poll."""
+        now = np.stack([keys, phases, np.full(lanes.size, index)])
+        again: Array = told & (self._told[:, lanes] == now).all(0)
+        self._told[:, lanes[told]] = now[:, told]
+        self.polled.update(keys[again].tolist())
+        return again
+
     def expire(self) -> None:
         """Lets every wait of this wave time out, unless that has been tried in vain."""
         waiters = self.waiters
@@ -219,12 +242,21 @@ class Mbarriers(WaveState):
         self.wave.waiting[now] = False
 
     def explain(self) -> list[str]:
-        """For every barrier at which lanes wait: who waits, and what has not come."""
+        """For every barrier at which lanes wait, or which they poll: who does, and what has not come."""
+        told, phases, _ = self._told
+        polls = self.wave.yielded & (told >= 0)
+        polls[polls] = self.phase[told[polls]] == phases[polls]
+        return [
+            *self._explain("wait", self.waiters.key, self.waiters.index),
+            *self._explain("poll", np.where(polls, told, -1), self._told[2]),
+        ]
+
+    def _explain(self, verb: str, at: Array, index: Array) -> list[str]:
         lines = []
-        for key in np.unique(self.waiters.key[self.waiters.key >= 0]).tolist():
-            lanes = np.flatnonzero(self.waiters.key == key)
+        for key in np.unique(at[at >= 0]).tolist():
+            lanes = np.flatnonzero(at == key)
             warps = sorted({int(t) // 32 for t in self.wave.thread_of_lane[lanes]})
-            text = self.wave.kernel.instructions[int(self.waiters.index[lanes[0]])].place
+            text = self.wave.kernel.instructions[int(index[lanes[0]])].place
             lacking = []
             if self.pending[key]:
                 lacking.append(f"{int(self.pending[key])} of {int(self.count[key])} arrivals have not come")
@@ -232,7 +264,7 @@ class Mbarriers(WaveState):
                 lacking.append(f"{int(self.bytes[key])} bytes announced by expect_tx are not being copied")
             lines.append(
                 f"{self.describe(key)}, phase {int(self.phase[key])}: {', '.join(lacking)}; CTA "
-                f"{self.wave.locate(int(lanes[0]))[0]} warps {warps} wait at {text}"
+                f"{self.wave.locate(int(lanes[0]))[0]} warps {warps} {verb} at {text}"
             )
         return lines
 

@@ -236,8 +236,46 @@ again:
     mbarrier.test_wait.parity.shared::cta.b64 %p10, [0], 0;
     @!%p10 bra again;
 """
-    with pytest.raises(Deadlock, match="polls"):
+    with pytest.raises(Deadlock, match="polls") as caught:
         run(body, {"out": np.zeros(1)}, shared=8)
+    assert "2 of 2 arrivals have not come; CTA (0, 0, 0) warps [0] poll at `mbarrier.test_wait" in str(caught.value)
+
+
+# Warp 1 asks once whether warp 0 has arrived, and goes on in any case.
+ASK = f"""
+    {init("0", 32)}
+    setp.lt.u32 %p1, %r50, 32;
+    @%p1 bra arrive;
+    mbarrier.try_wait.parity.shared::cta.b64 %p10, [0], 0;
+    {{after}}
+    selp.u32 %r1, 1, 0, %p10;
+    st.global.u32 [%rd0], %r1;
+    bra done;
+arrive:
+    nanosleep.u32 100;
+    mbarrier.arrive.shared::cta.b64 _, [0];
+done:
+"""
+
+
+@pytest.mark.parametrize(
+    "after, complete",
+    [
+        ("", False),
+        ("@%p10 bra on; mov.u32 %r2, 0; on:", False),
+        ("LOOP: @%p10 bra on; mbarrier.try_wait.parity.shared::cta.b64 %p10, [0], 0; bra LOOP; on:", True),
+        ("@%p10 bra on; LOOP: mbarrier.try_wait.parity.shared::cta.b64 %p10, [0], 0; @!%p10 bra.uni LOOP; on:", True),
+        (
+            "LOOP: mov.u32 %r2, 0; @%p10 bra on; mbarrier.test_wait.parity.shared.b64 %p10, [0], %r2; bra LOOP; on:",
+            True,
+        ),
+    ],
+)
+def test_only_a_loop_waits(after: str, complete: bool) -> None:
+    """A try_wait may tell that the phase is not complete yet, at once."""
+    out = np.full(1, 9, np.uint32)
+    run(ASK.format(after=after), {"out": out}, block=(64, 1, 1), shared=8)
+    assert out[0] == complete
 
 
 @pytest.mark.parametrize(("count", "finds"), [(3, False), (2, True)])

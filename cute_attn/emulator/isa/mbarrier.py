@@ -2,8 +2,10 @@
 
 A wait is a block of its own: a lane whose phase is not complete is parked before it and runs it again when the phase
 completes (PTX ISA, "mbarrier.try_wait": the thread may be suspended) or when the wait times out. test_wait does not
-park, it yields. The state that arrive returns is the phase's number in the upper and the pending count in the lower
-half. Names of sections are those of the PTX ISA, "Parallel Synchronization and Communication Instructions: mbarrier".
+park, and neither does a try_wait whose false result leads elsewhere than straight back to it: both tell at once that
+the phase is not complete, and yield where they are asked again. The state that arrive returns is the phase's number in
+the upper and the pending count in the lower half. Names of sections are those of the PTX ISA, "Parallel Synchronization
+and Communication Instructions: mbarrier".
 """
 
 from __future__ import annotations
@@ -19,13 +21,15 @@ from ..errors import BarrierMismatch
 from ..mbarrier_keys import mbarrier_keys
 from ..mbarriers import MAX_COUNT, Mbarriers
 from ..memory import Array
-from ..module import Instruction
+from ..module import Instruction, Kernel
 from ..registry import DRIFTERS, EXPLAINERS, FINISHERS, TIMEOUTS, WAKERS, action, emits, helper
 from ..wave import Group, Wave
 from .load_store import address_expression, state_space
 
 _SPACES = "shared shared::cta shared::cluster"
 _ORDER = "release acquire relaxed cta cluster"
+_MOST_BRANCHES = 4
+"""Between a wait and its repetition."""
 
 
 def _address(b: BlockBuilder, i: Instruction, operand: str) -> str:
@@ -98,11 +102,26 @@ def wait(b: BlockBuilder, i: Instruction) -> None:
     address = _address(b, i, i.operands[1])
     awaited = b.read(i.operands[2], "uint32" if parity else "uint64")
     done = b.written_after_block(i.operands[0])
+    parks = i.parts[1] == "try_wait" and _is_retried(b.kernel, i)
     b.finish(
-        f"('mbarrier.wait', {b.mask}, {address}, {awaited}, {parity}, {i.parts[1] == 'try_wait'}, {done}, {i.index})",
+        f"('mbarrier.wait', {b.mask}, {address}, {awaited}, {parity}, {parks}, {done}, {i.index})",
         b.number,
         b.number + 1,
     )
+
+
+def _is_retried(kernel: Kernel, wait: Instruction) -> bool:
+    """Whether branches alone lead from a false result back to the wait, which then is one until the phase completes."""
+    at = wait.index + 1
+    for _ in range(_MOST_BRANCHES):
+        if at == wait.index or at == len(kernel.instructions):
+            break
+        branch = kernel.instructions[at]
+        if branch.parts[0] != "bra" or branch.guard not in (None, wait.operands[0]):
+            return False
+        taken = branch.guard is None or branch.guard_negated
+        at = kernel.labels[branch.operands[0]] if taken else at + 1
+    return at == wait.index
 
 
 # ---- execution
@@ -156,24 +175,35 @@ def mbarrier_arrive(group: Group, address: Any, amount: Any, kind: Arrival, mask
     state = np.zeros(group.size, np.uint64)
     if not keys.size:
         return state
-    if (races := group.wave.races) is not None:
-        races.arrive(group, keys, positions, index)
     if group.wave.trace is not None:
         group.wave.trace.arrive("mbarrier", table.count.size, keys, group.lanes_at(positions))
-    amounts = group.values_at(amount, positions).astype(np.int64)
+    places = np.arange(group.size) if positions is None else positions
+    amounts = group.spread(amount).astype(np.int64)
+    while places.size:
+        now = table.fits(keys, np.ones_like(keys) if kind.announces else amounts[places])
+        state[places[now]] = _arrive_in_phase(group, table, keys[now], amounts[places[now]], kind, places[now], index)
+        places, keys = places[~now], keys[~now]
+    return state
+
+
+def _arrive_in_phase(
+    group: Group, table: Mbarriers, keys: Array, amounts: Array, kind: Arrival, places: Array, index: int
+) -> Array:
+    """Arrivals that come in the phases in progress, which pass on what these lanes know, and no others."""
+    if (races := group.wave.races) is not None:
+        races.arrive(group, keys, places, index)
     phase = table.phase[keys]
     before = (phase.astype(np.uint64) << np.uint64(32)) | table.pending[keys].astype(np.uint64)
-    with _attributed(group, positions, index):
+    with _attributed(group, places, index):
         if kind.announces:
             table.expect(keys, amounts)
-            amounts = np.ones(keys.size, np.int64)
+            amounts = np.ones_like(keys)
         (table.drop if kind.drops else table.arrive)(keys, amounts)
     if not kind.may_complete and (completed := table.phase[keys] > phase).any():
         n = int(np.argmax(completed))
         what = f".noComplete, and the arrival completes phase {int(phase[n])} of the {table.describe(int(keys[n]))}"
-        group.fail(BarrierMismatch, index, position_of(positions, n), what)
-    state[slice(None) if positions is None else positions] = before
-    return state
+        group.fail(BarrierMismatch, index, int(places[n]), what)
+    return before
 
 
 class _attributed:
@@ -199,7 +229,7 @@ def wait_at(
     address: Any,
     awaited: Any,
     parity: bool,
-    blocking: bool,
+    parks: bool,
     done: int,
     index: int,
 ) -> None:
@@ -223,7 +253,7 @@ def wait_at(
         seen = (phase - 1 if parity else target)[complete]
         wave.trace.passed(table.count.size, keys[complete], lanes[complete], table.place(keys[complete])[1], seen)
     go = complete.copy()
-    if blocking:
+    if parks:
         go |= table.waiters.expired[lanes]
         table.waiters.expired[lanes] = False
         stay = ~go
@@ -232,8 +262,7 @@ def wait_at(
             table.park(lanes[stay], keys[stay], target[stay], index)
     else:
         go[:] = True
-        table.polled.update(keys[~complete].tolist())
-        wave.yielded[lanes[~complete]] = True
+        wave.yielded[lanes[table.asked_again(lanes, keys, target, ~complete, index)]] = True
     if go.any():
         result = group.spread(group.registers[done]).astype(bool)
         chosen = np.flatnonzero(go)
