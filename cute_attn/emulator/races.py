@@ -26,6 +26,7 @@ from .clocks import (
     ObjectClocks,
 )
 from .errors import DataRace, MissingProxyFence
+from .exits import Visits
 from .memory import Array
 from .shadow import ShadowMemory, SharedAccesses
 from .wave import Group, Wave
@@ -77,6 +78,7 @@ class Races:
         self.cluster = ObjectClocks(self.clocks, 2 * clusters)
         self.strong = ObjectClocks(self.clocks, clusters)
         self.mbarriers = MbarrierClocks(self.clocks, wave.shared.stride // 8, len(accesses.inits))
+        self.visits = Visits(self.clocks)
         self._last = {verb: np.zeros((clusters, self.clocks.count), np.uint64) for verb in _VERBS}
         self._news = dict.fromkeys(_VERBS, 0)
         self._noted: dict[tuple[str, str], tuple[Group, int]] = {}
@@ -144,6 +146,7 @@ class Races:
             self._check_reads(access)
         self._note_last("write" if writes else "read", access)
         self._note(access, _STRONG_WRITES if writes else "strong")
+        self._visit(access)
         if not writes or parts[0] == "atom":
             self.strong.acquire(lanes, clusters, relaxed=not {"acquire", "acq_rel"}.intersection(parts))
         if writes:
@@ -275,6 +278,8 @@ class Races:
         """An operation on mbarriers, whose initialisation has to be known to these lanes' warps."""
         access = self._access(group, lanes, keys, 8, index, "warp")
         self._check_init(access, "use")
+        if self.wave.cluster_size > 1:
+            self.visits.note(keys // self.mbarriers.slots, access.warps, access.stamps)
         if proxy:
             self._require_fence(access, BARRIER_INIT)
 
@@ -286,10 +291,11 @@ class Races:
                 self._report(access, unknown, stamps, verb, "init")
 
     def arrive(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
-        """An arrival of the lanes of the group, or of those at `positions`, or what comes before one: expect_tx."""
+        """An arrival of the lanes of the group, or of those at `positions`, or expect_tx alone, which is relaxed."""
         lanes = _lanes(group, positions)
         self.use_barriers(group, lanes, keys, index)
-        relaxed = "relaxed" in self.wave.kernel.instructions[index].parts
+        parts = self.wave.kernel.instructions[index].parts
+        relaxed = "relaxed" in parts or not parts[1].startswith("arrive")
         self.mbarriers.pending.release(lanes, self.mbarriers.objects(keys), relaxed=relaxed)
 
     def arrive_after(self, group: Group, lanes: Array, keys: Array, index: int, kind: str) -> None:
@@ -331,6 +337,12 @@ class Races:
         self._check_writes(access, "read")
         self._note_last("read", access)
         self._note(access, access.kind)
+        self._visit(access)
+
+    def _visit(self, access: _Access) -> None:
+        if self.wave.cluster_size > 1:
+            ctas = access.elements[:, 0] * access.nbytes // self.wave.shared.stride
+            self.visits.note(ctas, access.warps, access.stamps)
 
     def _note(self, access: _Access, table: str) -> None:
         """Enters the access among the last ones of each agent."""
@@ -355,6 +367,7 @@ class Races:
         self._check_writes(access, "write")
         self._check_reads(access)
         self._note_last("write", access)
+        self._visit(access)
         self.shadow.note_write(access.elements, access.nbytes, access.stamps)
         self._check_each_other(access)
 

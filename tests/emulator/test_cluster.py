@@ -98,7 +98,7 @@ done:
 
 def test_a_rank_outside_the_cluster() -> None:
     """Its address may be computed (programs do so in all lanes), and not be used."""
-    body = "mapa.shared::cluster.u32 %r1, 0, %r50; {guard} st.shared::cluster.u32 [%r1], %r50;"
+    body = "mapa.shared::cluster.u32 %r1, 0, %r50; {guard} st.shared::cluster.u32 [%r1], %r50;" + BARRIER
     options = {"arrays": {"out": np.zeros(1)}, "grid": (2, 1, 1), "cluster": (2, 1, 1), "shared": 16}
     run(body.format(guard="setp.lt.u32 %p1, %r50, 2; @%p1"), **options)
     with pytest.raises(OutOfBounds, match="rank 2: the cluster has 2"):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cute_attn.emulator.errors import DataRace, EmulatorError, MissingProxyFence
+from cute_attn.emulator.errors import DataRace, EmulatorError, ExitedCta, MissingProxyFence
 
 from . import harness
 
@@ -333,6 +333,45 @@ def test_release_before_the_read() -> None:
                 run(body.replace(lines, swapped), seed=seed, block=96, shared=2048)
 
 
+# Warps 0 and 1 write and arrive, warp 2 waits and reads; {also} is done by warp 1 after its write.
+ARRIVALS = """
+    setp.eq.u32 %p1, %r50, 0; shl.b32 %r1, %r50, 2; shr.u32 %r2, %r50, 5; mov.u32 %r3, 8;
+    @%p1 mbarrier.init.shared.b64 [0], {count};
+    bar.sync 0;
+    setp.ge.u32 %p2, %r50, 64; @%p2 bra READ; setp.ge.u32 %p3, %r50, 32; setp.eq.u32 %p4, %r50, 32;
+    setp.le.u32 %p6, %r50, 32;
+    st.shared.u32 [%r1+64], %r50;
+    {arrive}
+    bra DONE;
+READ:
+    mbarrier.try_wait.parity.shared.b64 %p5, [0], 0; @!%p5 bra READ;
+    ld.shared.u32 %r4, [%r1+{read}];
+DONE:
+"""
+
+
+def test_an_arrival_that_is_not_counted_passes_nothing_on() -> None:
+    """The phase is complete when one of the warps has come; the other may have to write yet."""
+    options = {"block": 96}
+    arrive = "mbarrier.arrive.shared.b64 _, [0];"
+    for offset in (-256 + 64, -128 + 64):
+        clean(ARRIVALS.format(count=64, arrive=arrive, read=offset), **options)
+    early = ARRIVALS.format(count=32, arrive="@%p6 mbarrier.arrive.shared.b64 _, [0];", read=-128 + 64)
+    with pytest.raises(DataRace, match="its write by warp 1"):
+        run(early, **options)
+
+
+def test_announced_bytes_pass_nothing_on() -> None:
+    """mbarrier.expect_tx is relaxed: what warp 1 has written before it is not there when warp 0's arrival is."""
+    options = {"block": 96}
+    arrive = """
+    @%p4 mbarrier.expect_tx.relaxed.cta.shared.b64 [0], 16; @%p4 mbarrier.complete_tx.shared.b64 [0], 16;
+    @!%p3 mbarrier.arrive.shared.b64 _, [0];
+    """
+    clean(ARRIVALS.format(count=32, arrive=arrive, read=-256 + 64), **options)
+    finds(ARRIVALS.format(count=32, arrive=arrive, read=-128 + 64), "ld.shared", "st.shared", **options)
+
+
 def test_a_relaxed_arrival_passes_nothing_on() -> None:
     body = RING.format(fill=STORE.replace("arrive.shared", "arrive.relaxed.cta.shared"), producers=32)
     finds(body, "ld.shared", "st.shared", block=96, shared=2048)
@@ -537,6 +576,34 @@ def test_a_relaxed_arrival_at_the_clusters_barrier() -> None:
         relaxed.replace("barrier.cluster.arrive.relaxed", "fence.acq_rel.cluster; barrier.cluster.arrive.relaxed"),
         **CLUSTER,
     )
+
+
+# ---- exits
+
+
+def test_a_cta_that_may_exit_before_others_are_done_with_its_memory() -> None:
+    """Whatever the order; a barrier of the cluster at the end is what it takes, or a wait for the last arrival."""
+    start = """
+    setp.eq.u32 %p1, %r50, 0; mov.u32 %r1, %cluster_ctarank; xor.b32 %r1, %r1, 1; mapa.shared::cluster.u32 %r2, 0, %r1;
+    @%p1 mbarrier.init.shared.b64 [0], 1; @%p1 st.shared.u32 [8], %r50;
+    barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;
+    """
+    wait = "WAIT: mbarrier.try_wait.parity.shared.b64 %p2, [0], 0; @!%p2 bra WAIT;"
+    both = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
+    arrive = "@%p1 mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%r2];"
+    for visit in (
+        "@%p1 ld.shared::cluster.u32 %r3, [%r2+8];",
+        "@%p1 red.shared::cluster.add.u32 [%r2+8], %r50;",
+        arrive,
+    ):
+        clean(start + visit + both, **CLUSTER)
+        if visit != arrive:
+            clean(start + visit + arrive + wait, **CLUSTER)
+        for seed in SEEDS:
+            with pytest.raises(ExitedCta) as caught:
+                run(start + visit, seed=seed, **CLUSTER)
+            assert caught.value.instruction == visit.rstrip(";")
+    clean(start + arrive + wait, **CLUSTER)
 
 
 # ---- atomics and flags
