@@ -20,9 +20,12 @@ that the thread never wrote is undefined.
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections import deque
 from collections.abc import Iterable
+from functools import lru_cache
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -30,7 +33,7 @@ import numpy as np
 from .assembly import EXIT, BlockCode, Operation
 from .errors import UninitializedRegister
 from .module import Instruction, Kernel
-from .registry import helper
+from .registry import HELPERS, helper
 from .wave import Group
 
 Origins = frozenset[str]
@@ -40,21 +43,23 @@ _READ = re.compile(r"(v\d+) = R\[(\d+)\]")
 _LOAD = "= load_local("
 _LOCAL: Origins = frozenset({"local memory"})
 _TRUE = "K_bool_01"
-_ADDRESS = {
-    **dict.fromkeys(("load_global", "load_shared", "load_local", "load_param", "load_generic"), 1),
-    **dict.fromkeys(("store_global", "store_shared", "store_local", "store_generic"), 1),
-    **dict.fromkeys(("matrix_load", "matrix_store", "copy_async"), 1),
-    "atomic_update": 4,
+_GUARDS = ("mask", "guard")
+"""What helpers call the parameter that holds the lanes that take part."""
+_ROLES = {
+    **dict.fromkeys(("address", "dest", "source", "to", "barrier", "tensor_map"), "the address"),
+    **dict.fromkeys(_GUARDS, "the guard"),
 }
-"""Which argument of a helper is an address, for reports."""
+"""What a helper's argument is, by the parameter's name, for reports."""
 _TOLERATED = {
-    "store_shared": (3,),
-    "store_local": (3,),
-    "matrix_store": (4,),
-    "send_shared": (3,),
-    "seen_before": (1, 2),
+    "store_shared": ("values",),
+    "store_local": ("values",),
+    "matrix_store": ("values",),
+    "send_shared": ("values",),
+    "seen_before": ("address", "values"),
+    "warp_shuffle": ("value",),
+    "wgmma": ("c",),
 }
-"""Arguments that may be undefined: what is stored to shared and local memory."""
+"""Arguments that may be undefined: what is stored to shared and local memory, and what is followed another way."""
 _NAMED_ORIGINS = 4
 
 
@@ -244,35 +249,21 @@ class _Follower:
         call = next((node for node in ast.walk(value) if isinstance(node, ast.Call)), None)
         if call is None or not isinstance(call.func, ast.Name):
             return
-        function, arguments = call.func.id, call.args
-        mask = self._mask(call, operation.index)
-        tolerated: tuple[int, ...] = _TOLERATED.get(function, ())
+        function = call.func.id
         if function == "warp_shuffle":
             self._shuffle(operation, call)
-            tolerated = (2,)
         elif function == "wgmma":
             self._accumulate(call, operation.index)
-            tolerated = (2,)
-        for n, argument in enumerate(arguments):
-            if n in tolerated or (bits := self._bits(argument, operation.index)) is None:
+        arguments = list(zip_longest(_parameters(function), call.args))
+        mask = next((_name(argument) for parameter, argument in arguments if parameter in _GUARDS), "None")
+        for parameter, argument in arguments:
+            if parameter in _TOLERATED.get(function, ()) or (bits := self._bits(argument, operation.index)) is None:
                 continue
             origins = self._from(node.id for node in ast.walk(argument) if isinstance(node, ast.Name))
-            if ast.unparse(argument) == mask:
-                self._check(bits, "None", operation.index, "the guard", origins)
-                continue
-            role = "the address" if _ADDRESS.get(function) == n else "an operand"
-            if function in ("store_global", "store_generic") and n == 3:
+            role = _ROLES.get(parameter, "an operand")
+            if function in ("store_global", "store_generic") and parameter == "values":
                 role = "the value stored"
-            self._check(bits, mask, operation.index, role, origins)
-
-    @staticmethod
-    def _mask(call: ast.Call, index: int | None) -> str:
-        """The lanes that take part: helpers take the guard, and then the instruction's index, last."""
-        if len(call.args) > 1 and isinstance(call.args[-2], ast.Name):
-            last = call.args[-1]
-            if isinstance(last, ast.Constant) and last.value == index and re.fullmatch(r"v\d+", call.args[-2].id):
-                return call.args[-2].id
-        return "None"
+            self._check(bits, "None" if parameter in _GUARDS else mask, operation.index, role, origins)
 
     def _shuffle(self, operation: Operation, call: ast.Call) -> None:
         """The bits of a shuffled value are shuffled as it is."""
@@ -295,8 +286,7 @@ class _Follower:
         if not any(name in self.bits for name in self.code.end_reads):
             return
         kind, *elements = ast.parse(self.code.end).body[0].value.elts  # type: ignore[attr-defined]
-        guard = ast.unparse(elements[0]) if kind.value != "branch" else "None"
-        guard = guard if re.fullmatch(r"v\d+", guard) else "None"
+        guard = _name(elements[0]) if kind.value != "branch" else "None"
         for n, element in enumerate(elements):
             if (bits := self._bits(element, self.last)) is not None:
                 names = (node.id for node in ast.walk(element) if isinstance(node, ast.Name))
@@ -308,6 +298,18 @@ class _Follower:
         code = f"require_defined(G, {bits}, {mask}, {self.last if index is None else index}, {role!r}, {some!r})"
         reads = tuple(dict.fromkeys(re.findall(r"\b[dv]\d+\b", f"{bits} {mask}")))
         self.operations.append(Operation(code, reads, (), "definedness", pure=False, index=index))
+
+
+@lru_cache(maxsize=1024)
+def _parameters(function: str) -> tuple[str, ...]:
+    """The names of a helper's parameters; none for what is no function of Python."""
+    found = HELPERS.get(function)
+    return tuple(inspect.signature(found).parameters) if inspect.isfunction(found) else ()
+
+
+def _name(node: ast.AST) -> str:
+    """The name of a value of the block, "None" for what is none."""
+    return node.id if isinstance(node, ast.Name) and re.fullmatch(r"v\d+", node.id) else "None"
 
 
 def _all_of(parts: list[str | None]) -> str | None:

@@ -35,6 +35,20 @@ def test_an_address():
     check("mov.u32 %r1, dynamic; add.u32 %r1, %r1, %r20; st.shared.u32 [%r1], 3;", "%r20", shared=64)
 
 
+def test_the_address_of_matrices_and_barriers():
+    store = "stmatrix.sync.aligned.m8n8.x1.shared.b16 [%r1], {%r2};"
+    base = "mov.u32 %r1, dynamic; add.u32 %r1, %r1, %r20; mov.u32 %r2, 0;"
+    check(f"{base} {store}", "%r20", role="the address", shared=64)
+    check(f"{base} mbarrier.init.shared.b64 [%r1], 1;", "%r20", role="the address", shared=64)
+    # Only the warps that the guard lets through need an address.
+    some = f"setp.lt.u32 %p1, %r50, 32; @%p1 mov.u32 %r20, 0; {base} {ADDRESS}"
+    options = {"block": (64, 1, 1), "shared": 64}
+    run(f"{some} @%p1 {store} st.global.u32 [%rd5], 1;", {"out": np.zeros(64, np.uint32)}, **options)
+    with pytest.raises(UninitializedRegister, match="the address") as caught:
+        run(f"{some} {store} st.global.u32 [%rd5], 1;", {"out": np.zeros(64, np.uint32)}, **options)
+    assert caught.value.thread == (32, 0, 0)
+
+
 def test_a_branch_and_a_guard():
     check("@%p9 bra END; mov.u32 %r1, 3; END: st.global.u32 [%rd5], 1;", "%p9", role="the condition")
     check("setp.eq.u32 %p2, %r20, 4; not.pred %p2, %p2; @%p2 bra END; mov.u32 %r1, 1; END: mov.u32 %r1, 2;", "%r20")
