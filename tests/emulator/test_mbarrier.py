@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 
+from cute_attn.emulator import scheduler
 from cute_attn.emulator.errors import BarrierMismatch, Deadlock, Misaligned
 
 from .harness import run
@@ -228,8 +229,9 @@ def test_a_misaligned_barrier() -> None:
         run("mbarrier.init.shared::cta.b64 [4], 1;", {"out": np.zeros(1)}, shared=16)
 
 
-def test_polling_memory_that_nobody_writes_is_found() -> None:
+def test_polling_memory_that_nobody_writes_is_found(monkeypatch) -> None:
     """test_wait never parks: a loop around it that nobody ends is a finding, not a hang."""
+    monkeypatch.setattr(scheduler, "POLLING_ROUNDS", 1000)
     body = f"""
     {init("0", 2)}
 again:
