@@ -166,7 +166,7 @@ class Mbarriers(WaveState):
         waiters = self.waiters
         freed = np.isin(waiters.key, done)
         waiters.key[freed] = -1
-        self.wave.waiting[freed] = False
+        self.wave.waiting[freed] = self.wave.awaits_others[freed] = False
 
     # ---- copies in flight
 
@@ -222,7 +222,7 @@ class Mbarriers(WaveState):
         """These lanes wait until their barriers have completed the phases of these numbers."""
         waiters = self.waiters
         waiters.key[lanes], waiters.phase[lanes], waiters.index[lanes] = keys, phases, index
-        self.wave.waiting[lanes] = True
+        self.wave.waiting[lanes] = self.wave.awaits_others[lanes] = True
 
     def asked_again(self, lanes: Array, keys: Array, phases: Array, told: Array, index: int) -> Array:
         """Which of the lanes that are told that these phases are not complete have been told so before: they poll."""
@@ -239,7 +239,7 @@ class Mbarriers(WaveState):
         waiters.timeouts[now] += 1
         waiters.expired[now] = True
         waiters.key[now] = -1
-        self.wave.waiting[now] = False
+        self.wave.waiting[now] = self.wave.awaits_others[now] = False
 
     def explain(self) -> list[str]:
         """For every barrier at which lanes wait, or which they poll: who does, and what has not come."""

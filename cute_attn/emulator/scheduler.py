@@ -79,6 +79,8 @@ class _Scheduler:
         self.program = program
         self.rounds = 0
         self.seen: Array = np.zeros(0)
+        self.ran: Array = np.zeros(wave.lanes, bool)
+        self.loose = False
 
     def next(self) -> tuple[int, Array] | None:
         """(block, mask of its lanes) to run; None when every lane has exited. Raises Deadlock."""
@@ -88,8 +90,11 @@ class _Scheduler:
                 for drift in registry.DRIFTERS:
                     drift(wave)
             idle = wave.waiting | wave.yielded
+            if not self.loose:
+                idle |= self._behind()
             block, mask = _choose(wave, self.program, np.where(idle, EXIT, wave.pc))
             if block < EXIT:
+                self.ran |= mask
                 return block, mask
             if not (wave.pc < EXIT).any():
                 return None
@@ -97,6 +102,17 @@ class _Scheduler:
             if not self._wake(held):
                 block = int(wave.pc[held].min())
                 return block, held & (wave.pc == block)
+
+    def _behind(self) -> Array:
+        """Mask of the lanes of warps in which some wait or poll for what happens elsewhere: the others meet them again
+        where their paths do, and do not run ahead to a barrier behind that place.
+        """
+        wave = self.wave
+        away: Array = wave.yielded | (wave.waiting & wave.awaits_others)
+        if not away.any():
+            return away
+        warps: Array = np.any(away.view(np.uint64).reshape(-1, 4), axis=1)
+        return np.repeat(warps, 32)
 
     def _wake(self, held: Array) -> bool:
         """Nobody can run: asynchronous work completes, then polling lanes run again, then waits time out.
@@ -107,15 +123,29 @@ class _Scheduler:
         for wake in registry.WAKERS:
             wake(wave)
         if (runnable := ~wave.waiting & (wave.pc < EXIT) & ~held).any():
-            if wave.yielded.any() and not (runnable & ~wave.yielded).any():
-                self._count_polling_rounds()
-            wave.yielded[:] = False
+            self._go_on(runnable)
             return True
         for expire in registry.TIMEOUTS:
             expire(wave)
         if not (~wave.waiting & (wave.pc < EXIT)).any():
             raise _deadlock(wave, "no thread can run any more")
         return bool((~wave.waiting & (wave.pc < EXIT) & ~held).any())
+
+    def _go_on(self, runnable: Array) -> None:
+        """Polling lanes run again. If nobody else ran since they last did, those behind them go first: they may be who
+        is polled or waited for, as threads of a warp make progress independently.
+        """
+        wave = self.wave
+        progress = (self.ran & ~wave.yielded).any()
+        self.ran[:] = False
+        self.loose = False
+        if (runnable & ~self._behind()).any() or (wave.yielded.any() and progress):
+            wave.yielded[:] = False
+        elif (runnable & ~wave.yielded).any():
+            self.loose = True
+        else:
+            self._count_polling_rounds()
+            wave.yielded[:] = False
 
     def _count_polling_rounds(self) -> None:
         """Raises Deadlock if lanes poll and poll while the set of those who wait or have exited stays the same."""

@@ -33,7 +33,8 @@ class Wave:
 
     queue: the launch's clusters that have not started yet, a row of CTAs each. random: the source of shuffled order,
     None for the fixed one. `state` is where families keep what they need per wave (see `wave_state`), by class or name.
-    A lane that is `waiting` cannot run; one that has `yielded` runs when no other can. `races` is told of all accesses
+    A lane that is `waiting` cannot run; one that has `yielded` runs when no other can. Those of `awaits_others`, while
+    they wait, wait for what need not happen in their own warp. `races` is told of all accesses
     to shared memory and of what orders them, where races are looked for; `trace` of what warps do and wait for, where
     that is recorded; `profile` counts seconds per instruction family, where they are measured.
     """
@@ -74,6 +75,7 @@ class Wave:
         self.thread_of_lane = np.tile(np.arange(self.cta_lanes, dtype=np.int64), len(ctas))
         self.pc = np.where(self.thread_of_lane < self.threads, 0, EXIT)
         self.waiting = np.zeros(self.lanes, bool)
+        self.awaits_others = np.zeros(self.lanes, bool)
         self.yielded = np.zeros(self.lanes, bool)
         self.everyone = Group(self, slice(0, self.lanes))
         self.state: dict[Any, Any] = {}
