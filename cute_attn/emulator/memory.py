@@ -124,9 +124,9 @@ class PrivateMemory:
     Unwritten bytes hold 0xFF, which is a NaN in every floating-point format wide enough to have one here.
     """
 
-    def __init__(self, owners: int, size: int) -> None:
+    def __init__(self, owners: int, size: int, alignment: int = 16) -> None:
         self.size = size
-        self.stride = -(-max(size, 16) // 16) * 16
+        self.stride = -(-max(size, alignment) // alignment) * alignment
         self.owners = owners
         self.data = aligned_bytes(owners * self.stride, 0xFF)
         self.views: dict[int, Array] = {n: self.data.view(unit) for n, unit in UNIT.items()}
@@ -144,7 +144,8 @@ class SharedMemory(PrivateMemory):
     """
 
     def __init__(self, owners: int, size: int) -> None:
-        super().__init__(owners, size)
+        # Tiles are multiples of this, and begin at multiples of it.
+        super().__init__(owners, size, 1024)
         self._written = aligned_bytes(owners * self.stride, 0)
         self._flags: dict[int, Array] = {n: self._written.view(unit) for n, unit in UNIT.items()}
         self._gap = (0, size)

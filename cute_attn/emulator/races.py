@@ -28,7 +28,7 @@ from .clocks import (
 from .errors import DataRace, MissingProxyFence
 from .exits import Visits
 from .memory import Array
-from .shadow import ShadowMemory, SharedAccesses
+from .shadow import Places, ShadowMemory, SharedAccesses
 from .wave import Group, Wave
 
 NAMED_BARRIERS = 16
@@ -41,8 +41,8 @@ _NOBODY = np.zeros(0, np.int64)
 
 @dataclass(frozen=True)
 class _Access:
-    """One instruction's accesses: elements [n, m] of `nbytes`, and for each n the lane whose warp must know of earlier
-    accesses, and the stamp of these.
+    """One instruction's accesses: places [n, m], and for each n the lane whose warp must know of earlier accesses, and
+    the stamp of these.
 
     together: so many warps, this one the first, have to know. data [n]: what a write of the generic proxy will write.
     """
@@ -53,10 +53,21 @@ class _Access:
     warps: Array
     stamps: Array
     kind: str
-    elements: Array
-    nbytes: int
+    places: Places
     data: Array | None = None
     together: int = 1
+
+
+@dataclass(frozen=True)
+class _Operand:
+    """What wgmma of these lanes' warps read, and have not been entered for: 16-byte chunks first [n] + chunks."""
+
+    group: Group
+    lanes: Array
+    first: Array
+    chunks: list[Array]
+    index: int
+    together: int
 
 
 class Races:
@@ -84,7 +95,7 @@ class Races:
         self._noted: dict[tuple[str, str], tuple[Group, int]] = {}
         self._suspected: dict[tuple[str, int], tuple[object, Array]] = {}
         self._jointly: dict[tuple[int, int], tuple[int, Array]] = {}
-        self._operands: dict[tuple[Group, int, int], list[tuple[Array, Array, int]]] = {}
+        self._operands: dict[tuple[Group, bytes, bytes, int], _Operand] = {}
 
     # ---- accesses by instructions of warps
 
@@ -95,7 +106,7 @@ class Races:
         if index in self.accesses.strong:
             self._strong(group, elements, nbytes, positions, index, writes=False)
         else:
-            self._read(self._access(group, _lanes(group, positions), elements, nbytes, index, "warp"))
+            self._read(self._access(group, _lanes(group, positions), Places.of(elements, nbytes), index, "warp"))
 
     def write(
         self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int, data: Array
@@ -106,7 +117,7 @@ class Races:
         if index in self.accesses.strong:
             self._strong(group, elements, nbytes, positions, index, writes=True)
         else:
-            self._write(self._access(group, _lanes(group, positions), elements, nbytes, index, "warp", data))
+            self._write(self._access(group, _lanes(group, positions), Places.of(elements, nbytes), index, "warp", data))
 
     def read_by_ctas(self, group: Group, elements: Array, nbytes: int, positions: Array, index: int) -> None:
         """As `read` for positions in the first of the group's warps in each CTA: all of them read these elements."""
@@ -116,7 +127,7 @@ class Races:
             for warp in range(count):
                 self.read(group, elements, nbytes, positions + 32 * warp, index)
             return
-        access = self._access(group, group.lane_numbers[positions], elements, nbytes, index, "warp")
+        access = self._access(group, group.lane_numbers[positions], Places.of(elements, nbytes), index, "warp")
         access = replace(access, together=count)
         self._check_writes(access, "read")
         self._note_last("read", access)
@@ -140,7 +151,7 @@ class Races:
         parts = self.wave.kernel.instructions[index].parts
         lanes = _lanes(group, positions)
         clusters = self.agents.cluster_of_warp[lanes >> 5]
-        access = self._access(group, lanes, elements, nbytes, index, "strong")
+        access = self._access(group, lanes, Places.of(elements, nbytes), index, "strong")
         self._check_writes(access, "write" if writes else "read")
         if writes:
             self._check_reads(access)
@@ -159,7 +170,7 @@ class Races:
     ) -> None:
         """Operations of these lanes write an element each, through the generic proxy, until their group is awaited."""
         if elements.size:
-            self._write(self._access(group, _lanes(group, positions), elements, nbytes, index, kind))
+            self._write(self._access(group, _lanes(group, positions), Places.of(elements, nbytes), index, kind))
 
     def read_later(
         self, group: Group, lanes: Array, elements: Array, nbytes: int, index: int, kind: str, used: Array | None = None
@@ -170,23 +181,36 @@ class Races:
         """
         elements, row = _rows(elements, used)
         if elements.size:
-            access = self._access(group, lanes[row], elements, nbytes, index, kind)
+            access = self._access(group, lanes[row], Places.of(elements, nbytes), index, kind)
             self._read(access)
             self._require_fence(access)
 
-    def read_operand(self, group: Group, lanes: Array, elements: Array, index: int, together: int = 1) -> None:
-        """A wgmma of these lanes' warps [n], or of so many from theirs on, reads elements [n, m] of 16 bytes.
+    def read_operand(
+        self, group: Group, lanes: Array, first: Array, chunks: Array, index: int, together: int = 1
+    ) -> None:
+        """A wgmma of these lanes' warps [n], or of so many from theirs on, reads 16-byte chunks first [n] + chunks [m].
 
         Reads of instructions that follow each other are entered together, before these warps learn anything new.
         """
-        self._operands.setdefault((group, elements.shape[1], together), []).append((lanes, elements, index))
+        key = (group, lanes.tobytes(), (first - first[0]).tobytes(), together)
+        if key not in self._operands:
+            self._operands[key] = _Operand(group, lanes, first, [], index, together)
+        operand = self._operands[key]
+        operand.chunks.append(chunks + (first[0] - operand.first[0]))
 
     def _enter_operands(self) -> None:
         operands, self._operands = self._operands, {}
-        for (group, _, together), reads in operands.items():
-            lanes, elements = (np.concatenate(parts) for parts in list(zip(*reads, strict=True))[:2])
-            access = self._access(group, lanes, elements, 16, reads[0][2], "wgmma")
-            access = replace(access, together=together)
+        for operand in operands.values():
+            chunks = np.concatenate(operand.chunks)
+            lowest = int(chunks.min())
+            touched = np.zeros(int(chunks.max()) - lowest + 1, bool)
+            touched[chunks - lowest] = True
+            if touched.all():
+                places = Places(16, operand.first + lowest, touched.size, None)
+            else:
+                places = Places.of(operand.first[:, None] + (lowest + np.flatnonzero(touched)), 16)
+            access = self._access(operand.group, operand.lanes, places, operand.index, "wgmma")
+            access = replace(access, together=operand.together)
             self._read(access)
             self._require_fence(access)
 
@@ -212,8 +236,8 @@ class Races:
                 continue
             elements, row = _rows(place[0], place[2])
             if elements.size:
-                lane = lanes[row]
-                access = _Access(group, index, lane, lane >> 5, stamps[row], "mbarrier", elements, place[1])
+                lane, places = lanes[row], Places.of(elements, place[1])
+                access = _Access(group, index, lane, lane >> 5, stamps[row], "mbarrier", places)
                 if proxy:
                     self._require_fence(access)
                 enter(access)
@@ -266,17 +290,17 @@ class Races:
 
     def initialize(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
         """mbarrier.init: a write of the barrier's 8 bytes, and a new barrier."""
-        access = self._access(group, _lanes(group, positions), keys, 8, index, "warp")
+        access = self._access(group, _lanes(group, positions), Places.of(keys, 8), index, "warp")
         self._check_writes(access, "write")
         self._check_reads(access)
         self._check_init(access, "init")
         self._note_last("init", access)
-        self.barriers.note_write(access.elements, 8, access.stamps)
+        self.barriers.note_write(access.places, access.stamps)
         self.mbarriers.initialize(keys)
 
     def use_barriers(self, group: Group, lanes: Array, keys: Array, index: int, *, proxy: bool = False) -> None:
         """An operation on mbarriers, whose initialisation has to be known to these lanes' warps."""
-        access = self._access(group, lanes, keys, 8, index, "warp")
+        access = self._access(group, lanes, Places.of(keys, 8), index, "warp")
         self._check_init(access, "use")
         if self.wave.cluster_size > 1:
             self.visits.note(keys // self.mbarriers.slots, access.warps, access.stamps)
@@ -286,9 +310,9 @@ class Races:
     def _check_init(self, access: _Access, verb: str) -> None:
         """The barrier's last initialisation has to be known."""
         if self._suspects("init", access).size:
-            stamps = self._earlier(access, self.barriers, self.barriers.writes)
+            stamps = self.barriers.last_writes(access.places)
             if (unknown := self._unknown(access, stamps)).any():
-                self._report(access, unknown, stamps, verb, "init")
+                self._report(access, unknown, stamps, verb, "init", 8)
 
     def arrive(self, group: Group, keys: Array, positions: Array | None, index: int) -> None:
         """An arrival of the lanes of the group, or of those at `positions`, or expect_tx alone, which is relaxed."""
@@ -321,8 +345,7 @@ class Races:
         self,
         group: Group,
         lanes: Array,
-        elements: Array,
-        nbytes: int,
+        places: Places,
         index: int,
         kind: str,
         data: Array | None = None,
@@ -330,8 +353,7 @@ class Races:
         warps = lanes >> 5
         stamps = self.clocks.stamps[kind].take(warps)
         stamps |= np.uint64(index & INSTRUCTION)
-        elements = elements if elements.ndim == 2 else elements[:, None]
-        return _Access(group, index, lanes, warps, stamps, kind, elements, nbytes, data)
+        return _Access(group, index, lanes, warps, stamps, kind, places, data)
 
     def _read(self, access: _Access) -> None:
         self._check_writes(access, "read")
@@ -341,7 +363,7 @@ class Races:
 
     def _visit(self, access: _Access) -> None:
         if self.wave.cluster_size > 1:
-            ctas = access.elements[:, 0] * access.nbytes // self.wave.shared.stride
+            ctas = access.places.first * access.places.nbytes // self.wave.shared.stride
             self.visits.note(ctas, access.warps, access.stamps)
 
     def _note(self, access: _Access, table: str) -> None:
@@ -353,22 +375,21 @@ class Races:
             rows, count = local - self.agents.kinds.index(access.kind) * self.agents.warps, self.agents.warps
         else:
             rows, count = local - self.agents.fixed, self.mbarriers.columns
-        shadow, nbytes = self.shadow, access.nbytes
-        relative = 0 if size == 1 else (agents - access.elements[:, 0] * nbytes // self.wave.shared.stride) % size
+        places = access.places
+        relative = 0 if size == 1 else (agents - places.first * places.nbytes // self.wave.shared.stride) % size
         if not np.any(relative):
-            shadow.note(shadow.accesses_by(0, table, count), rows, access.elements, nbytes, access.stamps)
+            self.shadow.note(0, table, count, rows, places, access.stamps)
             return
         for other in np.unique(relative).tolist():
             some = relative == other
-            by_agent = shadow.accesses_by(other, table, count)
-            shadow.note(by_agent, rows[some], access.elements[some], nbytes, access.stamps[some])
+            self.shadow.note(other, table, count, rows[some], places[some], access.stamps[some])
 
     def _write(self, access: _Access) -> None:
         self._check_writes(access, "write")
         self._check_reads(access)
         self._note_last("write", access)
         self._visit(access)
-        self.shadow.note_write(access.elements, access.nbytes, access.stamps)
+        self.shadow.note_write(access.places, access.stamps)
         self._check_each_other(access)
 
     def _note_last(self, verb: str, access: _Access) -> None:
@@ -421,16 +442,11 @@ class Races:
         unknown: Array = stamps > self._known(plane, access.together).take(entry)
         return unknown
 
-    def _earlier(self, access: _Access, shadow: ShadowMemory, table: Array) -> Array:
-        """The stamps of what the access touches [n, granules]; one for all, where an n has the same everywhere."""
-        stamps = shadow.last(table, access.elements, access.nbytes)
-        return stamps[:, :1] if stamps.shape[1] > 4 and (stamps == stamps[:, :1]).all() else stamps
-
     def _check_writes(self, access: _Access, verb: str) -> None:
         suspects = self._suspects("write", access)
         if not suspects.size:
             return
-        stamps = self._earlier(access, self.shadow, self.shadow.writes)
+        stamps = self.shadow.last_writes(access.places)
         unknown = self._unknown(access, stamps)
         if unknown.any():
             unknown &= ~self._harmless(access, stamps)
@@ -447,33 +463,34 @@ class Races:
     def _check_each_agent(self, access: _Access, suspects: Array, verb: str, earlier: str) -> None:
         """Checks against the last read, or the last strong write, of each of the agents."""
         wanted: set[tuple[str, int]] | None = None
-        for (_, table), by_agent in self.shadow.by_agent.items():
+        for (_, table, unit), by_agent in self.shadow.by_agent.items():
             if (table == _STRONG_WRITES) != (earlier == "write") or table == access.kind == "strong":
                 continue
             if wanted is None:
                 wanted = {(kind, row) for kind, _, row in map(self.agents.identify, suspects.tolist())}
+            places = access.places.granules(unit)
             for row in sorted(by_agent.used):
                 if (table.removesuffix(" writes"), row) in wanted:
-                    stamps = self._earlier(access, self.shadow, by_agent.stamps[row])
+                    stamps = self.shadow.last(by_agent.stamps[row], places)
                     if (unknown := self._unknown(access, stamps)).any():
-                        self._report(access, unknown, stamps, verb, earlier)
+                        self._report(access, unknown, stamps, verb, earlier, unit)
 
     def _harmless(self, access: _Access, stamps: Array) -> Array:
         """Where the earlier write, of another warp, wrote what is written now."""
         if access.data is None:
             return np.zeros(stamps.shape, bool)
-        old = self.wave.shared.views[access.nbytes].take(access.elements[:, 0])
+        old = self.wave.shared.views[access.places.nbytes].take(access.places.first)
         same = _bytes(old, stamps.shape) == _bytes(access.data, stamps.shape)
         return same.all(2) & (stamps >> _SHIFT < np.uint64(self.agents.warps * self.agents.cluster_size))
 
     def _check_each_other(self, access: _Access) -> None:
         """Two warps' writes of one instruction to the same place."""
-        stamps = self._earlier(access, self.shadow, self.shadow.writes)
+        stamps = self.shadow.last_writes(access.places)
         if (stamps == access.stamps[:, None]).all():
             return
         others = (stamps ^ access.stamps[:, None]) >> _SHIFT != 0
         if access.data is not None:
-            unique, place = np.unique(access.elements[:, 0], return_inverse=True)
+            unique, place = np.unique(access.places.first, return_inverse=True)
             written = np.zeros(unique.size, access.data.dtype)
             written[place] = access.data
             others &= (_bytes(written[place], stamps.shape) != _bytes(access.data, stamps.shape)).any(2)
@@ -487,7 +504,7 @@ class Races:
         suspects = self._suspects(verb, access, plane)
         if not suspects.size or suspects[0] >= self.agents.generic:  # they ascend
             return
-        stamps = self._earlier(access, shadow, shadow.writes)
+        stamps = shadow.last_writes(access.places)
         unknown = self._unknown(access, stamps, plane) & (stamps >> _SHIFT < np.uint64(self.agents.generic))
         if not unknown.any():
             return
@@ -501,14 +518,17 @@ class Races:
             access,
             int(n),
             stamp,
-            f"the async proxy {what} {thing} at {self._where(access, int(n), int(granule))}, which "
+            f"the async proxy {what} {thing} at {self._where(access, int(n), int(granule), shadow.granule)}, which "
             f"{self._who(access, int(n), stamp)} wrote through the generic proxy by {self._instruction(stamp)}; no "
             f"{fence} lies between",
         )
 
     # ---- reports
 
-    def _report(self, access: _Access, unknown: Array, stamps: Array, verb: str, earlier: str) -> None:
+    def _report(
+        self, access: _Access, unknown: Array, stamps: Array, verb: str, earlier: str, unit: int | None = None
+    ) -> None:
+        """unknown, stamps: [n, units]."""
         n, granule = (int(x) for x in np.unravel_index(int(np.argmax(unknown)), unknown.shape))
         stamp, count = int(stamps[n, granule]), int(unknown.any(1).sum())
         verb = {"use": "operation on the mbarrier", "init": "mbarrier"}.get(verb, f"{verb} of shared memory")
@@ -517,7 +537,8 @@ class Races:
             access,
             n,
             stamp,
-            f"{verb} at {self._where(access, n, granule)}, {access.nbytes} bytes, races with its {earlier} by "
+            f"{verb} at {self._where(access, n, granule, unit or self.shadow.granule)}, "
+            f"{access.places.nbytes} bytes, races with its {earlier} by "
             f"{self._who(access, n, stamp)}, {self._instruction(stamp)}: {self._missing(access, n, stamp)} "
             f"({count} {'access' if count == 1 else 'accesses'} in all)",
         )
@@ -534,10 +555,11 @@ class Races:
     def _instruction(self, stamp: int) -> str:
         return self.wave.kernel.instructions[stamp & INSTRUCTION].place
 
-    def _where(self, access: _Access, n: int, granule: int) -> str:
+    def _where(self, access: _Access, n: int, number: int, unit: int) -> str:
+        """The place of the unit of that number, or of the access where that begins within."""
         stride = self.wave.shared.stride
-        parts = max(access.nbytes // self.shadow.granule, 1)
-        byte = int(access.elements[n, granule // parts]) * access.nbytes + granule % parts * self.shadow.granule
+        places = access.places
+        byte = max(places.granules(unit).element(n, number) * unit, int(places.first[n]) * places.nbytes)
         return f"offset {byte % stride:#x} of CTA {self._cta(byte // stride)}"
 
     def _cta(self, cta: int) -> tuple[int, int, int]:

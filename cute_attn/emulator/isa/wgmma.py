@@ -12,7 +12,7 @@ warpgroup is complete, and a warpgroup that cannot become complete is a `Diverge
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from ..registers import Pending
 from ..registry import action, emits, helper
 from ..wave import Group, Wave
 from .wgmma_accumulators import Accumulators, InFlight
-from .wgmma_descriptor import MatrixDescriptor, chunks
+from .wgmma_descriptor import CHUNK, MatrixDescriptor, chunks
 from .wgmma_flight import Flight, Multiplication, lanes_of
 from .wgmma_product import ROWS, WARPGROUP, WgmmaKind
 from .wgmma_registers import FenceNote, WgmmaNote, check_fence, note_fence
@@ -244,23 +244,38 @@ def wgmma(
 
 def _note_reads(group: Group, leaders: Array, kind: WgmmaKind, left: Any, right: Array, index: int) -> None:
     """Tells the race detector what is read from now on: each warp reads its 16 rows of A, and all of them B."""
-    races, shared = group.wave.races, group.wave.shared
-    assert races is not None
+    wave = group.wave
+    assert wave.races is not None
+    shared = wave.cta_lanes, wave.shared.stride // CHUNK
+    whose = leaders.tobytes()
+    for read in _reads(whose, right.tobytes(), kind.n, kind.b_major_mn, kind.k, 1, *shared):
+        wave.races.read_operand(group, *read, index, together=4)
+    if not kind.a_in_registers:
+        for read in _reads(whose, left.tobytes(), ROWS, kind.a_major_mn, kind.k, 4, *shared):
+            wave.races.read_operand(group, *read, index)
 
-    def tables(descriptors: Array, rows: int, mn_major: bool) -> Iterator[tuple[Array, Array, Array]]:
-        for bits in {*descriptors.tolist()}:
-            lanes = leaders[descriptors == bits]
-            yield lanes, shared.base(group.wave.cta_of_lane[lanes], 16), chunks(bits, rows, mn_major, kind.k)[0]
 
-    for lanes, base, table in tables(right, kind.n, kind.b_major_mn):
-        races.read_operand(group, lanes, base[:, None] + table.reshape(-1), index, together=4)
-    if kind.a_in_registers:
-        return
-    for lanes, base, table in tables(left, ROWS, kind.a_major_mn):
-        quarters = np.stack(np.split(table, 4, axis=1 if kind.a_major_mn else 0)).reshape(4, -1)
-        warps = (lanes[:, None] + 32 * np.arange(4)).reshape(-1)
-        elements = (base[:, None, None] + quarters).reshape(warps.size, -1)
-        races.read_operand(group, warps, elements, index)
+@lru_cache(maxsize=1024)
+def _reads(
+    leaders: bytes, descriptors: bytes, rows: int, mn_major: bool, k: int, parts: int, cta_lanes: int, cta_chunks: int
+) -> list[tuple[Array, Array, Array]]:
+    """(lanes [n], first chunks [n], chunks from there [m]): who reads what of an operand, of whose rows each warp reads
+    the same, or each of the four (parts: 1 or 4) a part. Descriptors that differ in their start only are one entry.
+    """
+    lanes, all_bits = np.frombuffer(leaders, np.int64), np.frombuffer(descriptors, np.uint64)
+    found: dict[bytes, list[tuple[Array, Array, Array]]] = {}
+    for bits in np.unique(all_bits).tolist():
+        here = lanes[all_bits == bits]
+        table = chunks(bits, rows, mn_major, k)[0]
+        for warp, part in enumerate(np.split(table, parts, axis=1 if mn_major else 0)):
+            numbers = np.sort(part.reshape(-1))
+            first = here // cta_lanes * cta_chunks + numbers[0]
+            pattern = numbers - numbers[0]
+            found.setdefault(pattern.tobytes(), []).append((here + 32 * warp, first, pattern))
+    return [
+        (np.concatenate([e[0] for e in entries]), np.concatenate([e[1] for e in entries]), entries[0][2])
+        for entries in found.values()
+    ]
 
 
 _NOBODY = np.zeros(0, np.int64)
