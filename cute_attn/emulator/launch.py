@@ -14,7 +14,7 @@ from . import scheduler
 from .errors import InvalidLaunch
 from .launch_size import LaunchSize, Shape
 from .memory import Array, GlobalMemory, Span
-from .module import Kernel
+from .module import Instruction, Kernel
 from .program import Program, compile_kernel
 from .races import Races
 from .settings import Settings
@@ -24,6 +24,8 @@ from .wave import Wave
 WAVE_LANES = 8192
 """Lanes that run together. FlashAttention forward, B1 H8 S2048 D128, on one core of an EPYC: 2.5, 1.75, 1.47, 1.47 s
 for 2048, 4096, 8192, 16384 lanes; two threads over waves were slower (the interpreter lock), so there is one."""
+POLLING_LANES = 1 << 17
+"""The same for a kernel whose CTAs may poll for what others do: about half of what a large GPU holds at a time."""
 QUEUED_WAVES = 4
 """Waves in which a kernel runs that may cancel CTAs not yet started (clusterlaunchcontrol), so that some are left."""
 
@@ -47,10 +49,18 @@ class LaunchRecord:
     profile: dict[str, float] = field(default_factory=dict)
 
 
+def _may_poll(instruction: Instruction) -> bool:
+    """Loads that see what other CTAs store while they run, and the atomic that locks are made of."""
+    parts = instruction.parts
+    strong = parts[0] == "ld" and not {"acquire", "relaxed", "volatile"}.isdisjoint(parts)
+    return strong or (parts[0] == "atom" and "cas" in parts)
+
+
 def _clusters_per_wave(kernel: Kernel, size: LaunchSize, clusters: int) -> int:
     if size.cooperative:
         return clusters
-    most = max(1, WAVE_LANES // (size.cluster_ctas * size.cta_lanes))
+    lanes = POLLING_LANES if any(map(_may_poll, kernel.instructions)) else WAVE_LANES
+    most = max(1, lanes // (size.cluster_ctas * size.cta_lanes))
     if any(i.opcode.startswith("clusterlaunchcontrol.try_cancel") for i in kernel.instructions):
         most = min(most, -(-clusters // QUEUED_WAVES))
     return most

@@ -64,6 +64,26 @@ def test_ctas_take_turns_by_polling(number: str, seed: int | None) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
+def test_a_cta_polls_for_many_others(seed: int | None) -> None:
+    """More than usually run at a time, as on a GPU with as many multiprocessors: the first waits for all of them."""
+    arrived, out, ctas = np.zeros(1, np.uint32), np.zeros(1, np.uint32), 150
+    body = f"""
+    setp.ne.u32 %p1, %r50, 0; @%p1 bra join;
+    mov.u32 %r1, %ctaid.x; setp.eq.u32 %p2, %r1, 0; @%p2 bra again;
+    red.release.gpu.global.add.u32 [%rd0], 1;
+    bra join;
+again:
+    ld.acquire.gpu.global.u32 %r1, [%rd0];
+    setp.ne.u32 %p2, %r1, {ctas - 1}; @%p2 bra again;
+    st.global.u32 [%rd1], %r1;
+join:
+    bar.sync 0;
+    """
+    run(body, {"arrived": arrived, "out": out}, grid=(ctas, 1, 1), block=(128, 1, 1), seed=seed)
+    assert out[0] == ctas - 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
 def test_a_lane_waits_for_another_of_its_warp(seed: int | None) -> None:
     """Threads make progress independently: lane 0 waits at an mbarrier, and lane 1 polls, for what lane 2 does."""
     out, flag = np.zeros(32, np.uint32), np.zeros(1, np.uint32)
