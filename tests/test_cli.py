@@ -95,6 +95,7 @@ def test_check_compares_orders(capsys, monkeypatch):
     assert cli.main([*command, "3"]) == 1
     assert ran == [(seed, True) for seed in (None, 1, None, 1, 2, 3)]
     right, wrong = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert right["seeds_identical"] is True and wrong["seeds_identical"] is False
     assert right["findings"] == [] and wrong["findings"] == ["seed 2: the result differs from that of the fixed order"]
 
 
