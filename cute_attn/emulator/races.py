@@ -109,9 +109,15 @@ class Races:
             self._read(self._access(group, _lanes(group, positions), Places.of(elements, nbytes), index, "warp"))
 
     def write(
-        self, group: Group, elements: Array, nbytes: int, positions: Array | None, index: int, data: Array
+        self,
+        group: Group,
+        elements: Array,
+        nbytes: int,
+        positions: Array | None,
+        index: int,
+        data: Array | None = None,
     ) -> None:
-        """The same for writes of `data`, which are still to be done."""
+        """The same for writes, which are still to be done. data: what will be written; two may write the same."""
         if not elements.size:
             return
         if index in self.accesses.strong:

@@ -62,6 +62,10 @@ def _access_bytes(i: Instruction) -> int | None:
     """
     if i.opcode.startswith(("cp.async.ca.", "cp.async.cg.")):
         return min(int(i.operands[2], 0), 16)
+    if i.opcode.startswith("st.bulk"):
+        return 8
+    if i.opcode.startswith("tensormap."):
+        return 4
     if not _ACCESSES.match(i.opcode) or any(part.split("@")[0] in _ELSEWHERE for part in i.parts):
         return None
     kind = instruction_type(i.opcode)

@@ -86,6 +86,9 @@ def cancel_launch(group: Group, answer: Any, barrier: Any, everyone: bool, mask:
         lanes = np.repeat(lanes, size) | ((ranks + 1) << CLUSTER_SHIFT).astype(np.uint32)
         positions = np.repeat(np.arange(group.size) if positions is None else positions, size)
     elements, low, high = shared_elements(group, lanes, 16, positions, index, "write")
+    if wave.races is not None:
+        keys = table.key(cta, offset)
+        wave.races.transfer(group, issued, keys, index, writes=(elements[:, None], 16, None), proxy=False)
 
     def perform(rows: Array) -> None:
         wave.shared.views[16][elements[rows]] = data[rows]

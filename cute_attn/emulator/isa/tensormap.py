@@ -133,8 +133,11 @@ def change_map(
 
 def _change(issue: BulkIssue, words: Units, value: Array, changes: tuple[Change, ...]) -> None:
     every = np.arange(value.size)
+    races = None if words.shared is None else issue.wave.races
     for word, mask, shift in changes:
         one = Units(words.view, words.elements[:, word : word + 1], None, words.shared, words.extent)
+        if races is not None:
+            races.write(issue.group, one.elements[:, 0], 4, issue.positions, issue.index)
         if mask != _WORD and one.shared is not None:
             issue.require_written(one)
         moved = value << np.uint64(shift) if shift >= 0 else value >> np.uint64(-shift)
@@ -152,6 +155,8 @@ def copy_tensor_map(group: Group, to: Any, source: Any, mask: Any, index: int) -
     address = issue.take(to)
     check_alignment(group, address, MAP_BYTES, issue.positions, index)
     read = issue.shared_units(cta, start, _WORDS, 4, "read")
+    if (races := issue.wave.races) is not None:
+        races.read(group, read.elements.reshape(-1), 4, np.repeat(issue.positions, _WORDS.size), index)
     issue.require_written(read)
     written = issue.global_units(address[:, None], _WORDS, 4, "write")
     every = np.arange(warps)
