@@ -606,6 +606,102 @@ def test_a_cta_that_may_exit_before_others_are_done_with_its_memory() -> None:
     clean(start + arrive + wait, **CLUSTER)
 
 
+# Each CTA sends 256 bytes to the other one, whose mbarrier at [0] counts them, and reads what it has got.
+SEND = """
+    mov.u32 %r9, %cluster_ctarank; xor.b32 %r9, %r9, 1; setp.eq.u32 %p1, %r50, 0; mov.u32 %r8, 0;
+    @%p1 mbarrier.init.shared.b64 [0], 1;
+    @%p1 mbarrier.arrive.expect_tx.shared.b64 _, [0], 256;
+    shl.b32 %r1, %r50, 2; add.u32 %r2, %r1, 512; add.u32 %r1, %r1, 64;
+    st.shared.u32 [%r1], %r51;
+    fence.proxy.async;
+    mapa.shared::cluster.u32 %r3, %r2, %r9; mapa.shared::cluster.u32 %r4, %r8, %r9;
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+    {send}
+WAIT:
+    mbarrier.try_wait.parity.shared.b64 %p2, [0], 0;
+    @!%p2 bra WAIT;
+    ld.shared.u32 %r5, [%r2];
+    {before_reuse}
+    st.shared.u32 [%r1], %r5;
+    barrier.cluster.arrive.aligned;
+    barrier.cluster.wait.aligned;
+"""
+SENDS = {
+    "st.async": "st.async.shared::cluster.mbarrier::complete_tx::bytes.u32 [%r3], %r51, [%r4];",
+    "cp.async.bulk": """
+    @%p1 cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%r3], [%r1], 256, [%r4];
+    """,
+}
+BARRIER = "barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;"
+
+
+@pytest.mark.parametrize("send", SENDS)
+def test_blocks_sent_to_another_cta(send: str) -> None:
+    """The source of a bulk copy may be written again when its receiver knows that it has arrived, and says so."""
+    body = SEND.format(send=SENDS[send], before_reuse=BARRIER)
+    clean(body, **CLUSTER)
+    read = "ld.shared.u32 %r5, [%r2];"
+    finds(
+        remove(body, read)
+        .replace("    @!%p2 bra WAIT;", f"    @!%p2 bra WAIT; {read}")
+        .replace("WAIT:", f"{read} WAIT:"),
+        "ld.shared",
+        send,
+        "a copy that reports to the mbarrier at 0x0 .*no wait for that phase",
+        **CLUSTER,
+    )
+    careless = SEND.format(send=SENDS[send], before_reuse="")
+    if send == "st.async":
+        clean(careless, **CLUSTER)  # its source are registers
+    else:
+        finds(careless, "st.shared.u32 [%r1], %r5", "cp.async.bulk", "no wait for that phase", **CLUSTER)
+
+
+def test_more_mbarriers_than_instructions_that_initialise_them() -> None:
+    """24 barriers, by a loop; the thread that arrives is of another warp."""
+    body = """
+    setp.ne.u32 %p1, %r50, 0; setp.ne.u32 %p2, %r50, 32; mov.u32 %r1, 0; mov.u32 %r2, 0;
+    @%p1 bra INITIALISED;
+INIT:
+    mbarrier.init.shared.b64 [%r1], 1;
+    add.u32 %r1, %r1, 8; setp.lt.u32 %p3, %r1, 192; @%p3 bra INIT;
+INITIALISED:
+    bar.sync 0;
+    @%p2 bra WAIT;
+    st.shared.u32 [192], %r50;
+ARRIVE:
+    mbarrier.arrive.shared.b64 _, [%r2];
+    add.u32 %r2, %r2, 8; setp.lt.u32 %p3, %r2, 192; @%p3 bra ARRIVE;
+WAIT:
+    mbarrier.try_wait.parity.shared.b64 %p4, [184], 0;
+    @!%p4 bra WAIT;
+    ld.shared.u32 %r3, [192];
+    """
+    clean(body)
+    finds(
+        body.replace("mbarrier.try_wait.parity.shared.b64 %p4, [184], 0;\n    @!%p4 bra WAIT;", ""),
+        "ld.shared",
+        "st.shared",
+    )
+
+
+def test_a_tensor_map_that_another_warp_changes() -> None:
+    body = """
+    setp.lt.u32 %p1, %r50, 32; setp.eq.u32 %p3, %r50, 0; mov.u32 %r2, 0;
+    add.u64 %rd1, %rd0, 127; and.b64 %rd1, %rd1, -128;
+    shl.b32 %r1, %r50, 2; @%p1 st.shared.u32 [%r1], %r2;
+    bar.warp.sync -1;
+    @%p3 tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [0], 0, 64;
+    bar.sync 0;
+    @%p1 bra DONE;
+    tensormap.cp_fenceproxy.global.shared::cta.tensormap::generic.release.gpu.sync.aligned [%rd1], [0], 128;
+DONE:
+    """
+    clean(body, target="sm_90a")
+    finds(remove(body, "bar.sync 0;"), "tensormap.cp_fenceproxy", "tensormap.replace", target="sm_90a")
+
+
 # ---- atomics and flags
 
 
