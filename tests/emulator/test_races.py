@@ -699,7 +699,10 @@ DONE:
     """
     for seed in SEEDS:
         run(body, seed=seed, target="sm_90a")  # where the map goes depends on where the array lies
-    finds(remove(body, "bar.sync 0;"), "tensormap.cp_fenceproxy", "tensormap.replace", target="sm_90a")
+    finds(remove(body, "bar.sync 0;"), "tensormap.cp_fenceproxy", "", target="sm_90a")
+    with pytest.raises(DataRace) as caught:
+        run(remove(body, "bar.sync 0;"), target="sm_90a")
+    assert "tensormap.replace" in str(caught.value.other)
 
 
 # ---- atomics and flags
