@@ -690,7 +690,7 @@ def test_a_tensor_map_that_another_warp_changes() -> None:
     setp.lt.u32 %p1, %r50, 32; setp.eq.u32 %p3, %r50, 0; mov.u32 %r2, 0;
     add.u64 %rd1, %rd0, 127; and.b64 %rd1, %rd1, -128;
     shl.b32 %r1, %r50, 2; @%p1 st.shared.u32 [%r1], %r2;
-    bar.warp.sync -1;
+    bar.sync 1;
     @%p3 tensormap.replace.tile.global_dim.shared::cta.b1024.b32 [0], 0, 64;
     bar.sync 0;
     @%p1 bra DONE;
@@ -699,10 +699,7 @@ DONE:
     """
     for seed in SEEDS:
         run(body, seed=seed, target="sm_90a")  # where the map goes depends on where the array lies
-    finds(remove(body, "bar.sync 0;"), "tensormap.cp_fenceproxy", "", target="sm_90a")
-    with pytest.raises(DataRace) as caught:
-        run(remove(body, "bar.sync 0;"), target="sm_90a")
-    assert "tensormap.replace" in str(caught.value.other)
+    finds(remove(body, "bar.sync 0;"), "tensormap.cp_fenceproxy", "tensormap.replace", target="sm_90a")
 
 
 # ---- atomics and flags
