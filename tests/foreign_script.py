@@ -68,6 +68,8 @@ def main() -> None:
     x, y = (torch.randn(4, 100, device="cuda", generator=generator) for _ in range(2))
     assert x.is_cuda and x.device == torch.device("cuda:0")
     before = x.cpu()
+    product = torch.mm(x.bfloat16(), y.bfloat16().T, out_dtype=torch.float32)
+    torch.testing.assert_close(product, x.bfloat16().float() @ y.bfloat16().float().T)
     out = torch.full_like(x, torch.nan)
     host = out.to("cpu")
     arguments = [from_dlpack(t).mark_layout_dynamic() for t in (x, y, out)]

@@ -59,6 +59,19 @@ def _moved(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
     return tensor.clone()
 
 
+def _product(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`torch.mm` and its kin with ``out_dtype``, a wider type than the operands', which PyTorch has for CUDA only."""
+
+    def multiply(*args: Any, out_dtype: torch.dtype | None = None, **kwargs: Any) -> Any:
+        if isinstance(args[-1], torch.dtype):
+            args, out_dtype = args[:-1], args[-1]
+        if out_dtype is not None:
+            args = tuple(a.to(out_dtype) if isinstance(a, torch.Tensor) else a for a in args)
+        return function(*args, **kwargs)
+
+    return multiply
+
+
 _exposed: dict[int, tuple[StorageWeakRef, int]] = {}
 
 
@@ -85,6 +98,7 @@ _SPECIAL: dict[Any, Callable[..., Any]] = {
     torch.Tensor.pin_memory: lambda tensor, *_: tensor,
     torch.Tensor.record_stream: lambda *_: None,
     torch.Tensor.data_ptr: _data_ptr,
+    **{function: _product(function) for function in (torch.mm, torch.bmm, torch.addmm, torch.baddbmm)},
     torch.Tensor.get_device: lambda *_: 0,
     torch.Tensor.device.__get__: lambda *_: CUDA,
     torch.Tensor.is_cuda.__get__: lambda *_: True,  # type: ignore[attr-defined]
