@@ -63,7 +63,7 @@ class Visits:
 
 def _check(wave: Wave) -> None:
     if wave.races is not None:
-        wave.races.visits.check()
+        wave.races.rules.visits.check()
 
 
 FINISHERS.append(_check)
