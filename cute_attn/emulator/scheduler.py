@@ -26,6 +26,8 @@ from .wave import Group, Wave
 
 POLLING_ROUNDS = 20_000
 """Rounds in which lanes only polled, and nobody exited or stopped waiting, after which they are said to hang."""
+STILL_ROUNDS = 100
+"""Such rounds from one look at the registers to the next: if they hold the same, they always will."""
 DRIFT = 0.1
 """With a seed: how often asynchronous work may complete before anybody waits for it."""
 
@@ -79,6 +81,7 @@ class _Scheduler:
         self.program = program
         self.rounds = 0
         self.seen: Array = np.zeros(0)
+        self.state: list[Any] = []
         self.ran: Array = np.zeros(wave.lanes, bool)
         self.loose = False
 
@@ -152,12 +155,18 @@ class _Scheduler:
         wave = self.wave
         idle = wave.waiting | (wave.pc >= EXIT)
         if not np.array_equal(idle, self.seen):
-            self.seen, self.rounds = idle, 0
+            self.seen, self.rounds, self.state = idle, 0, []
         self.rounds += 1
-        if self.rounds > POLLING_ROUNDS:
+        if self.rounds > POLLING_ROUNDS or (self.rounds % STILL_ROUNDS == 0 and self._stands_still()):
             lane = int(np.argmax(~idle))
             cta, thread = wave.locate(lane)
             raise _deadlock(wave, f"CTA {cta}, thread {thread} polls for what nobody does")
+
+    def _stands_still(self) -> bool:
+        """Whether program counters and registers are those of the last look: not even a counter or a clock goes on."""
+        before, registers = self.state, self.wave.registers
+        self.state = [x.tobytes() if isinstance(x, (np.ndarray, np.generic)) else x for x in (self.wave.pc, *registers)]
+        return self.state == before
 
 
 def _name_instruction(program: Program, group: Group, block: int, error: Exception) -> None:

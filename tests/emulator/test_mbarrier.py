@@ -247,6 +247,7 @@ again:
 ASK = f"""
     {init("0", 32)}
     setp.lt.u32 %p1, %r50, 32;
+    cvta.shared.u64 %rd2, 0;
     @%p1 bra arrive;
     mbarrier.try_wait.parity.shared::cta.b64 %p10, [0], 0;
     {{after}}
@@ -266,6 +267,7 @@ done:
         ("", False),
         ("@%p10 bra on; mov.u32 %r2, 0; on:", False),
         ("LOOP: @%p10 bra on; mbarrier.try_wait.parity.shared::cta.b64 %p10, [0], 0; bra LOOP; on:", True),
+        ("@%p10 bra on; L: mov.u32 %r2, 0; mbarrier.try_wait.parity.b64 %p10, [%rd2], %r2; @!%p10 bra L; on:", True),
         ("@%p10 bra on; LOOP: mbarrier.try_wait.parity.shared::cta.b64 %p10, [0], 0; @!%p10 bra.uni LOOP; on:", True),
         (
             "LOOP: mov.u32 %r2, 0; @%p10 bra on; mbarrier.test_wait.parity.shared.b64 %p10, [0], %r2; bra LOOP; on:",
@@ -311,3 +313,21 @@ done:
 """
     run(body, {"out": out}, shared=8)
     assert out.tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_patience_that_ends_is_no_deadlock(seed) -> None:
+    """A poll that gives up after a while, however often it asks, goes on."""
+    out = np.zeros(1, np.uint32)
+    body = f"""
+    {init("0", 2)}
+    mov.u32 %r1, 0;
+again:
+    add.u32 %r1, %r1, 1; setp.eq.u32 %p2, %r1, 700; @%p2 bra tired;
+    mbarrier.test_wait.parity.shared::cta.b64 %p10, [0], 0;
+    @!%p10 bra again;
+tired:
+    st.global.u32 [%rd0], %r1;
+"""
+    run(body, {"out": out}, shared=8, seed=seed)
+    assert out[0] == 700

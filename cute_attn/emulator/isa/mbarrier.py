@@ -22,14 +22,14 @@ from ..mbarrier_keys import mbarrier_keys
 from ..mbarriers import MAX_COUNT, Mbarriers
 from ..memory import Array
 from ..module import Instruction, Kernel
-from ..registry import DRIFTERS, EXPLAINERS, FINISHERS, TIMEOUTS, WAKERS, action, emits, helper
+from ..registry import DRIFTERS, EXPLAINERS, FINISHERS, TIMEOUTS, WAKERS, action, emits, ends_block, helper
 from ..wave import Group, Wave
 from .load_store import address_expression, state_space
 
 _SPACES = "shared shared::cta shared::cluster"
 _ORDER = "release acquire relaxed cta cluster"
-_MOST_BRANCHES = 4
-"""Between a wait and its repetition."""
+_LONGEST_LOOP = 16
+"""Instructions from a wait to its repetition."""
 
 
 def _address(b: BlockBuilder, i: Instruction, operand: str) -> str:
@@ -111,16 +111,19 @@ def wait(b: BlockBuilder, i: Instruction) -> None:
 
 
 def _is_retried(kernel: Kernel, wait: Instruction) -> bool:
-    """Whether branches alone lead from a false result back to the wait, which then is one until the phase completes."""
-    at = wait.index + 1
-    for _ in range(_MOST_BRANCHES):
+    """Whether a false result always leads back to the wait, soon: it is then one until the phase completes."""
+    at, done = wait.index + 1, wait.operands[0]
+    for _ in range(_LONGEST_LOOP):
         if at == wait.index or at == len(kernel.instructions):
             break
-        branch = kernel.instructions[at]
-        if branch.parts[0] != "bra" or branch.guard not in (None, wait.operands[0]):
+        instruction = kernel.instructions[at]
+        if instruction.parts[0] == "bra" and instruction.guard in (None, done):
+            taken = instruction.guard is None or instruction.guard_negated
+            at = kernel.labels[instruction.operands[0]] if taken else at + 1
+        elif ends_block(instruction.opcode) or instruction.operands[:1] == (done,):
             return False
-        taken = branch.guard is None or branch.guard_negated
-        at = kernel.labels[branch.operands[0]] if taken else at + 1
+        else:
+            at += 1
     return at == wait.index
 
 
