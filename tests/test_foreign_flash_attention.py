@@ -23,15 +23,14 @@ FORWARD = [
     ("float16", False, 128, 128, 2, 1, 64),
 ]
 BACKWARD = [("bfloat16", True, 100, 170, 2, 2, 64), ("float16", False, 128, 192, 2, 1, 128)]
-# flash-attn-4's kernel for sm_120 adds up dq with atomics, in whatever order CTAs come: not the same bits each time.
-REPEATABLE = {"sm_80": True, "sm_90a": True, "sm_120a": False}
+# flash-attn-4 has no backward for sm_80, and its forward on sm_120 is the one of sm_80: there are fewer cases of it.
+# Its backward there adds up dq with atomics, in whatever order CTAs come: not the same bits each time.
 CASES = {
-    arch: [dict(zip(SHAPE, case, strict=True)) for case in FORWARD]
-    + [
-        dict(zip(SHAPE, case, strict=True), backward=True, repeatable=REPEATABLE[arch])
-        for case in (BACKWARD if arch != "sm_80" else [])  # which has no backward in flash-attn-4
-    ]
-    for arch in ("sm_80", "sm_90a", "sm_120a")
+    "sm_80": [dict(zip(SHAPE, case, strict=True)) for case in FORWARD],
+    "sm_90a": [dict(zip(SHAPE, case, strict=True)) for case in FORWARD]
+    + [dict(zip(SHAPE, case, strict=True), backward=True) for case in BACKWARD],
+    "sm_120a": [dict(zip(SHAPE, case, strict=True)) for case in FORWARD[:2]]
+    + [dict(zip(SHAPE, case, strict=True), backward=True, repeatable=False) for case in BACKWARD[:1]],
 }
 PARAMETERS = [
     pytest.param(arch, index, id="-".join([arch, *map(str, case.values())]))
