@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 
-from cute_attn.emulator.errors import BarrierMismatch, Deadlock, ExitedCta, InvalidLaunch, OutOfBounds
+from cute_attn.emulator.errors import BarrierMismatch, Deadlock, DivergentWarp, ExitedCta, InvalidLaunch, OutOfBounds
 
 from .harness import run
 from .test_mbarrier import SEEDS, wait
@@ -128,6 +130,21 @@ read:
         return
     with pytest.raises(ExitedCta, match="rank 0"):
         run(body, {"out": np.zeros(1)}, **options)
+
+
+@pytest.mark.parametrize(
+    "before, block, finds",
+    [
+        ("", 48, False),
+        ("and.b32 %r1, %r50, 1; setp.eq.u32 %p1, %r1, 1; @%p1 exit;", 64, False),
+        ("and.b32 %r1, %r50, 1; setp.eq.u32 %p1, %r1, 1; @%p1", 64, True),
+    ],
+)
+def test_an_aligned_barrier_needs_the_threads_of_a_warp_that_are_left(before: str, block: int, finds: bool) -> None:
+    """Threads that never were and those that have exited are not missed; those that the guard leaves out are."""
+    context = pytest.raises(DivergentWarp, match="16 lanes of a warp") if finds else contextlib.nullcontext()
+    with context:
+        run(f"{before} {BARRIER}", {"out": np.zeros(1)}, grid=(2, 1, 1), cluster=(2, 1, 1), block=(block, 1, 1))
 
 
 def test_a_wait_without_an_arrival_and_a_second_arrival() -> None:

@@ -60,7 +60,7 @@ def arrive_at(
     if lanes.size == 0:
         return
     if use.aligned:
-        _check_convergence(wave, group, lanes, use.index)
+        check_convergence(wave, group, lanes, use.index)
     numbers = np.broadcast_to(number, (group.size,))[taking].astype(np.int64)
     if numbers.max() >= BARRIERS:
         group.fail(
@@ -101,7 +101,7 @@ def _checked_count(group: Group, count: Any, index: int) -> Array:
     return counts.astype(np.int64)
 
 
-def _check_convergence(wave: Wave, group: Group, lanes: Array, index: int) -> None:
+def check_convergence(wave: Wave, group: Group, lanes: Array, index: int) -> None:
     """An aligned barrier needs all threads of a warp that have not exited: `lanes` are those that execute it."""
     if group.has_whole_warps and lanes.size == group.size:
         return

@@ -18,6 +18,7 @@ from ..module import Instruction
 from ..registry import EXPLAINERS, WAKERS, action, emits, helper
 from ..wave import Group, Wave
 from ..wave_state import WaveState
+from .barrier import check_convergence
 
 _RANK_MASK = ~np.uint64(0xFF << CLUSTER_SHIFT)
 _MOST_RANK = np.uint32(0xFE)
@@ -85,7 +86,7 @@ def at_cluster_barrier(
     if not lanes.size:
         return
     if aligned:
-        group.require_whole_warps(index)
+        check_convergence(wave, group, lanes, index)
     ahead = state.arrived[lanes] - state.waited[lanes]
     if (wrong := ahead != int(waits)).any():
         position = int(np.flatnonzero(taking)[np.argmax(wrong)])
