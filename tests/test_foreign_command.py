@@ -84,6 +84,19 @@ def test_trace(tmp_path: Path) -> None:
     assert f"written to {path}" in done.stderr
 
 
+def test_what_cannot_be_run(tmp_path: Path) -> None:
+    """It is said before anything runs, and without a traceback."""
+    for arguments, message in (
+        (["nowhere.py"], "there is no nowhere.py; -m runs a module by its name"),
+        (["--seed", "-1", SCRIPT], "seed=-1: a number from 0 on"),
+        (["--multiprocessors", "0", SCRIPT], "multiprocessors=0: a positive number"),
+        (["--trace", str(tmp_path / "no" / "where.json"), SCRIPT], "No such file or directory"),
+    ):
+        done = command(*arguments)
+        assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+        assert message in done.stderr.splitlines()[-1]
+
+
 def test_help() -> None:
     done = command("--help")
     assert done.returncode == 0

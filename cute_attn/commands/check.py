@@ -166,6 +166,8 @@ def named_problem(arguments: argparse.Namespace) -> tuple[Problem, Arch]:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    if arguments.seeds < 0:
+        raise ValueError(f"--seeds {arguments.seeds}: how many orders, 0 or more")
     if jit.backend() == "emulator":
         # The compiler reads it when it is imported. Findings name the kernel's source lines then; the code is the same.
         os.environ.setdefault("CUTE_DSL_LINEINFO", "1")

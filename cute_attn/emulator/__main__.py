@@ -155,17 +155,23 @@ def _report(quiet: bool) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if not options.module and not os.path.exists(options.program):
+        parser.error(f"there is no {options.program}; -m runs a module by its name")
     # The compiler reads it when it is imported. Findings name the kernel's source lines then; the code is the same.
     os.environ.setdefault("CUTE_DSL_LINEINFO", "1")
     from cute_attn.emulator import foreign  # brings PyTorch, which --help does without
 
-    foreign.install(options.arch)
     names = ("seed", "races", "accumulation", "multiprocessors", "uninitialized_shared", "profile")
     changes = {name: getattr(options, name) for name in names}
     with contextlib.ExitStack() as stack:
-        stack.enter_context(settings(**changes))
-        recorder = stack.enter_context(trace(options.trace)) if options.trace else None
+        try:
+            stack.enter_context(settings(**changes))
+            recorder = stack.enter_context(trace(options.trace)) if options.trace else None
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
+        foreign.install(options.arch)
         status = _run(options.program, options.arguments, options.module)
     _report(options.quiet)
     if recorder is not None and not options.quiet:

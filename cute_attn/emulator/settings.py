@@ -7,6 +7,7 @@ import contextvars
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal
 
 from .device import MULTIPROCESSORS
@@ -39,6 +40,18 @@ class Settings:
     multiprocessors: int = MULTIPROCESSORS
     profile: bool = False
     trace: Recorder | None = None
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for what a launch could not do, where it is asked for."""
+        if self.seed is not None and not (isinstance(self.seed, Integral) and self.seed >= 0):
+            raise ValueError(f"seed={self.seed!r}: a number from 0 on, or None for the fixed order")
+        if not (isinstance(self.multiprocessors, Integral) and self.multiprocessors > 0):
+            raise ValueError(f"multiprocessors={self.multiprocessors!r}: a positive number")
+        for name, known in (("uninitialized_shared", ("error", "poison")), ("accumulation", ("float32", "hardware"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name}={getattr(self, name)!r}: one of {', '.join(map(repr, known))}")
+        if self.trace is not None and not hasattr(self.trace, "begin"):
+            raise ValueError(f"trace={self.trace!r}: a Recorder; emulator.trace(path) makes one and writes the file")
 
 
 _USUAL = Settings()

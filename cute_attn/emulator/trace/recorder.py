@@ -29,6 +29,8 @@ class Recorder:
     """
 
     def __init__(self, *, ctas: int | Collection[int] = 2, kernel: str = "", roles: Roles | None = None) -> None:
+        if isinstance(ctas, int) and ctas < 1:
+            raise ValueError(f"ctas={ctas}: at least one CTA, or a collection of their numbers")
         self.ctas = ctas
         self.kernel = kernel
         self.roles = roles
@@ -71,6 +73,8 @@ class Recorder:
 def trace(path: str | Path, **options: Any) -> Iterator[Recorder]:
     """A period whose launches are written to a trace file, even if one of them fails. Options: see `Recorder`."""
     recorder = Recorder(**options)
+    with Path(path).open("a", encoding="utf-8"):
+        pass  # a path that cannot be written is found now, and not after the run
     try:
         with settings(trace=recorder):
             yield recorder
