@@ -96,8 +96,9 @@ def attention(
         kernel_calls.attention_forward(
             (query.data, query.scale, query.bias),
             (key_value.image, key_value.v_scale),
+            chosen,
             problem,
-            config or dispatch.default_config(problem, target),
+            config or dispatch.default_config(chosen, problem, target),
             target.name,
             scale * _LOG2_E,
             view,
@@ -115,9 +116,9 @@ def _recipe(recipe: str | Recipe | None, q: Any, k: Any) -> Recipe:
     chosen = None if recipe is None else as_recipe(recipe)
     for name, x in (("k", k), ("q", q)):
         if isinstance(x, (QuantizedQuery, QuantizedKeyValue)):
-            if chosen is not None and x.recipe != chosen:
+            if chosen is not None and not x.recipe.quantises_like(chosen):
                 raise ValueError(f"{name} was quantised as {x.recipe}, this call asks for {chosen}; quantise it again")
-            chosen = x.recipe
+            chosen = chosen or x.recipe
     if isinstance(q, QuantizedQuery) and not isinstance(k, QuantizedKeyValue):
         raise TypeError("q is a QuantizedQuery, whose bias belongs to quantised keys: pass the QuantizedKeyValue as k")
     if isinstance(q, QuantizedQuery) and q.k_mean is not k.k_mean:

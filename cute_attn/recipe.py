@@ -10,10 +10,14 @@ _ALLOWED: dict[str, tuple[object, ...]] = {
     "qk_format": ("int8",),
     "qk_scale": ("token",),
     "smooth_k": (True,),
-    "pv_format": ("int8",),
-    "v_scale": ("channel", "tensor"),
-    "accumulate": ("int32",),
+    "pv_format": ("int8", "float16"),
 }
+
+_ALLOWED_WITH: dict[str, dict[str, tuple[object, ...]]] = {
+    "int8": {"v_scale": ("channel", "tensor"), "accumulate": ("int32",)},
+    "float16": {"v_scale": ("channel",), "accumulate": ("float32", "float16", "float16+float32")},
+}
+"""What else depends on pv_format."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +29,12 @@ class Recipe:
     qk_scale:   one scale per "token" of Q and K
     smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
                 (SageAttention, arXiv 2410.02367, section 4.2)
-    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127)
-    v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head)
-    accumulate: accumulator of O = P·V: "int32", rescaled by shifts
+    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127) or "float16"
+    v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head). In
+                float16 it is a power of two, which costs no accuracy and keeps bfloat16's range
+    accumulate: accumulator of O = P·V: "int32", rescaled by shifts, for pv_format "int8". For "float16": "float32";
+                "float16" for all keys, twice as fast on GeForce and as inaccurate as it sounds over many keys; or
+                "float16+float32", float16 within 64 keys, whose sums are added in float32
 
     Raises ValueError when a field holds a value that is not offered.
     """
@@ -41,17 +48,29 @@ class Recipe:
     accumulate: str = "int32"
 
     def __post_init__(self) -> None:
-        for field, allowed in _ALLOWED.items():
+        self._check(_ALLOWED, "")
+        self._check(_ALLOWED_WITH[self.pv_format], f" with pv_format={self.pv_format!r}")
+
+    def _check(self, table: dict[str, tuple[object, ...]], where: str) -> None:
+        for field, allowed in table.items():
             value = getattr(self, field)
             if value not in allowed:
-                raise ValueError(f"recipe.{field}={value!r} is not offered; use {' or '.join(map(repr, allowed))}")
+                offered = " or ".join(map(repr, allowed))
+                raise ValueError(f"recipe.{field}={value!r} is not offered{where}; use {offered}")
 
     def replace(self, **changes: object) -> Recipe:
         """This recipe with some fields changed, for example ``recipes()["int8"].replace(v_scale="tensor")``."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def quantises_like(self, other: Recipe) -> bool:
+        """Whether what was quantised for one of the two can be used with the other."""
+        fields = ("qk_format", "qk_scale", "smooth_k", "pv_format", "v_scale")
+        return all(getattr(self, field) == getattr(other, field) for field in fields)
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (Recipe("int8"),)}
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r for r in (Recipe("int8"), Recipe("int8_fp16", pv_format="float16", accumulate="float32"))
+}
 
 
 def recipes() -> dict[str, Recipe]:

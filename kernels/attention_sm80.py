@@ -43,7 +43,7 @@ class AttentionConfig:
     warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
-    recipe:    a key of recipes.RECIPES
+    recipe, accumulate: a key of recipes.RECIPES
     """
 
     head_dim: int
@@ -56,6 +56,7 @@ class AttentionConfig:
     stages: int = 2
     l2_bytes: int = 4 << 20
     recipe: str = "int8"
+    accumulate: str = "int32"
 
 
 class AttentionSm80:
@@ -104,7 +105,7 @@ class AttentionSm80:
         if reason := self.can_implement(config):
             raise ValueError(reason)
         self.config = config
-        self.recipe = RECIPES[config.recipe]
+        self.recipe = RECIPES[config.recipe, config.accumulate]
         self.image = self.recipe.image(config.head_dim)
         self.threads = 32 * config.warps
         self.rows = 16 * config.m_tiles * config.warps
@@ -116,7 +117,8 @@ class AttentionSm80:
     def can_implement(config: AttentionConfig) -> str | None:
         """None, or why there is no kernel of this configuration."""
         allowed = {
-            "recipe": tuple(RECIPES),
+            "recipe": tuple(dict.fromkeys(name for name, _ in RECIPES)),
+            "accumulate": tuple(how for name, how in RECIPES if name == config.recipe),
             "head_dim": (32, 64, 128),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
@@ -290,10 +292,8 @@ class AttentionSm80:
         loop over all others, which has no instruction for masks. Chunks of 256 tiles bound what integers can grow by.
         """
         m_tiles = self.config.m_tiles
-        scores = self.recipe.scores.create(
-            shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles
-        )
-        softmax = self.recipe.softmax.create(row_scale, self.image, m_tiles)
+        scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
+        softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles

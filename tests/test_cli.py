@@ -31,7 +31,7 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "backend in use: emulator" in printed
-    assert re.search(r"sm_80 +int8 +A100", printed)
+    assert re.search(r"sm_80 +int8, int8_fp16 +A100", printed)
     assert re.search(r"sm_100a +none yet", printed)
 
 
