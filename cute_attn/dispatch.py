@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cute_attn.arch import Arch, arch_from_name
 from cute_attn.problem import Problem
-from cute_attn.recipe import Recipe, as_recipe
+from cute_attn.recipe import RECIPES, Recipe, as_recipe
 from cute_attn.tile_config import TileConfig
 
 if TYPE_CHECKING:
@@ -38,10 +38,14 @@ class _Family:
     head_dims: tuple[int, ...]
 
 
+# Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
+_WARP_MMA = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a")
+
 _FAMILIES = (
-    # Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
-    _Family("int8", "int8", "int8", ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a"), (32, 64, 128)),
-    _Family("int8_fp16", "int8", "float16", ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a"), (32, 64, 128)),
+    _Family("int8", "int8", "int8", _WARP_MMA, (32, 64, 128)),
+    _Family("int8_fp16", "int8", "float16", _WARP_MMA, (32, 64, 128)),
+    _Family("fp16", "float16", "float16", _WARP_MMA, (32, 64, 128)),
+    _Family("bf16", "bfloat16", "bfloat16", _WARP_MMA, (32, 64, 128)),
 )
 
 
@@ -52,12 +56,14 @@ _LARGE_TILES = {
     # 32-row warps spill there, in the masked loop above all. 16-row warps read shared memory twice as often, 22 cycles
     # per 32 scores, which hide behind this chip's 33 of tensor work.
     ("int8", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
-    ("float16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
+    ("int8_fp16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
+    ("fp16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
+    ("bf16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
     # Two stages of V in float16 leave these chips' 100 KiB room for one CTA: eight warps, as many as registers allow.
-    ("float16", "sm_86", 128): TileConfig(warps=8),
-    ("float16", "sm_89", 128): TileConfig(warps=8),
+    ("int8_fp16", "sm_86", 128): TileConfig(warps=8),
+    ("int8_fp16", "sm_89", 128): TileConfig(warps=8),
 }
-"""Tile config for long sequences by (pv_format, arch, head dim), where it is not ``TileConfig()``."""
+"""Tile config for long sequences by (kernel, arch, head dim), where it is not ``TileConfig()``."""
 
 
 @functools.lru_cache(maxsize=1024)  # asked for again by every call of `attention`
@@ -67,6 +73,12 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: TileConfig | N
     if arch.name not in family.archs:
         return (
             f"recipe {recipe.name!r} has no kernel for {arch.name} ({arch.gpus}); it runs on {', '.join(family.archs)}"
+        )
+    if problem.dtype not in recipe.dtypes:
+        others = (r.name for r in RECIPES.values() if problem.dtype in r.dtypes and not r.quantises)
+        return (
+            f"recipe {recipe.name!r} takes {recipe.dtypes[0]} tensors, these are {problem.dtype}; "
+            f"use recipe {next(others)!r}, or convert them"
         )
     if problem.head_dim not in family.head_dims:
         fits = [d for d in family.head_dims if d > problem.head_dim]
@@ -98,6 +110,8 @@ def supports(recipe: str | Recipe, arch: str, problem: Problem, config: TileConf
 
 def quantizer_refusal(recipe: Recipe, arch: Arch, shape: tuple[int, ...]) -> str | None:
     """None if a tensor of that ``shape`` [B, H, S, D] can be quantised for a kernel on ``arch``, else the reason."""
+    if not recipe.quantises:
+        return f"recipe {recipe.name!r} quantises nothing; pass q, k and v to attention as they are"
     batch, heads, _, head_dim = shape
     probe = Problem(batch=batch, heads=heads, kv_heads=heads, seq_q=1, seq_k=1, head_dim=head_dim, dtype="float16")
     return refusal(recipe, arch, probe)
@@ -106,7 +120,7 @@ def quantizer_refusal(recipe: Recipe, arch: Arch, shape: tuple[int, ...]) -> str
 @functools.lru_cache(maxsize=1024)
 def default_config(recipe: Recipe, problem: Problem, arch: Arch) -> TileConfig:
     """The tile config for a problem nobody has tuned: the smallest CTA that holds all of Q, or the usual one."""
-    full = _LARGE_TILES.get((recipe.pv_format, arch.name, problem.head_dim), TileConfig())
+    full = _LARGE_TILES.get((_family(recipe).kernel, arch.name, problem.head_dim), TileConfig())
     smaller = (TileConfig(warps=1, m_tiles=1), TileConfig(warps=2, m_tiles=1), replace(full, warps=full.warps // 2))
     return next((tile for tile in smaller if problem.seq_q <= tile.rows), full)
 

@@ -45,7 +45,7 @@ def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[
     config = attention_config(
         recipe, problem.head_dim, problem.dtype, problem.causal, tile, has_lse=False, out_align=16
     )
-    quantizers = quantizer_kernels(recipe, problem.head_dim, problem.dtype, 16)
+    quantizers = quantizer_kernels(recipe, problem.head_dim, problem.dtype, 16) if recipe.quantises else {}
     return {**quantizers, "attention": (AttentionSm80, config)}
 
 
@@ -122,7 +122,7 @@ def _attention_kernel(
 
 
 def attention_forward(
-    query: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    query: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
     key_value: tuple[torch.Tensor, torch.Tensor],
     recipe: Recipe,
     problem: Problem,
@@ -134,7 +134,8 @@ def attention_forward(
 ) -> None:
     """Fills ``out`` [B, Hq, Sq, D] and, if given, ``lse`` float32 [B, Hq, Sq].
 
-    query: data, scale, bias; key_value: image, v_scale; softmax_scale_log2: softmax_scale · log2(e).
+    query: data, scale, bias; key_value: image, v_scale; softmax_scale_log2: softmax_scale · log2(e). With a recipe that
+    quantises nothing: q, None, None; and k, v as [B, Hkv, Sk, D]; copied where rows are not aligned to 16 bytes.
     """
     kernel = _attention_kernel(
         recipe,
@@ -147,4 +148,11 @@ def attention_forward(
         arch,
         jit.backend(),
     )
+    if not recipe.quantises:
+        query, key_value = (_aligned(query[0]), None, None), (_aligned(key_value[0]), _aligned(key_value[1]))
     kernel(*query, *key_value, out, lse, problem.seq_k, softmax_scale_log2)
+
+
+def _aligned(x: torch.Tensor) -> torch.Tensor:
+    """``x``, or a copy whose rows are aligned to 16 bytes, which cp.async needs."""
+    return x if tensors.alignment(x) == 16 else x.clone(memory_format=torch.contiguous_format)

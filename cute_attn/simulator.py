@@ -7,6 +7,7 @@ MMA adds its products and the last bits of the GPU's approximate 2^x, logarithm 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cute_attn.recipe import Recipe, as_recipe
 from cute_attn.simulator_rows import Rows, rows_of
 from cute_attn.tile_images import unpack_tile_images
 
-__all__ = ["attention", "attention_on_image", "attention_quantised"]
+__all__ = ["attention", "attention_on_image", "attention_quantised", "attention_unquantised"]
 
 _SMALLEST_ROW_SCALE = 2.0**-100
 _CHUNK_TILES = 256
@@ -47,7 +48,7 @@ def attention_quantised(
     q, q_scale, q_bias = query
     batch, heads, seq_q, head_dim = q.shape
     (k, k_scale), (v, v_scale) = keys, values
-    group, seq_k = heads // k.shape[1], k.shape[2]
+    group = heads // k.shape[1]
     k, v, k_scale, v_scale = (x.repeat_interleave(group, 1) for x in (k, v, k_scale, v_scale))
 
     padded = -(-seq_q // cta_rows) * cta_rows
@@ -58,18 +59,61 @@ def attention_quantised(
     # A non-finite scale must not decide anything here: its row is made NaN at the end.
     row_scale = row_scale.nan_to_num(0.0, 0.0).clamp(min=_SMALLEST_ROW_SCALE)
 
-    limit, first_full = _visible_keys(padded, seq_q, seq_k, cta_rows, causal, q.device)
+    def scores(tokens: slice) -> torch.Tensor:
+        products = q_rows @ k[:, :, tokens].float().mT
+        return (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
+
     rows = rows_of(as_recipe(recipe))(row_scale, head_dim, warp_rows)
+    visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal)
+    return _finish(rows, visible, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+
+
+def _visit_tiles(
+    rows: Rows,
+    scores: Callable[[slice], torch.Tensor],
+    v: torch.Tensor,
+    seq_q: int,
+    cta_rows: int,
+    causal: bool,
+) -> torch.Tensor:
+    """All KV tiles, from the last to the first; returns, per query, whether it sees a key.
+
+    scores: y float32 [B, Hq, rows, tokens] of the tokens of one tile; v: float32 [B, Hq, Sk, D]
+    """
+    seq_k = v.shape[2]
+    limit, first_full = _visible_keys(rows.scale.shape[2], seq_q, seq_k, cta_rows, causal, v.device)
     for tile in reversed(range(-(-seq_k // TILE_TOKENS))):
         tokens = slice(tile * TILE_TOKENS, min((tile + 1) * TILE_TOKENS, seq_k))
         rows.bound_sums((first_full >= tile) & ((first_full - tile) % _CHUNK_TILES == 0))
-        products = q_rows @ k[:, :, tokens].float().mT
-        y = (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
-        hidden = torch.arange(tokens.start, tokens.stop, device=q.device) >= limit[:, None]
-        y = y.masked_fill(hidden, -math.inf)
+        hidden = torch.arange(tokens.start, tokens.stop, device=v.device) >= limit[:, None]
+        y = scores(tokens).masked_fill(hidden, -math.inf)
         rows.make_room(y)
-        rows.accumulate(y, v[:, :, tokens].float())
-    return _finish(rows, limit[:seq_q] > 0, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+        rows.accumulate(y, v[:, :, tokens])
+    return limit[:seq_q] > 0
+
+
+def attention_unquantised(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    recipe: Recipe,
+    causal: bool,
+    softmax_scale: float,
+    warp_rows: int,
+    cta_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention kernel of recipes that take q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D] as they are."""
+    batch, heads, seq_q, head_dim = q.shape
+    k, v = (x.float().repeat_interleave(heads // k.shape[1], 1) for x in (k, v))
+    padded = -(-seq_q // cta_rows) * cta_rows
+    q_rows = q.new_zeros(batch, heads, padded, head_dim, dtype=torch.float32)
+    q_rows[:, :, :seq_q] = q.float()
+    row_scale = torch.full(q_rows.shape[:3], softmax_scale * math.log2(math.e), device=q.device)
+    rows = rows_of(recipe)(row_scale.clamp(min=_SMALLEST_ROW_SCALE), head_dim, warp_rows)
+    visible = _visit_tiles(rows, lambda tokens: q_rows @ k[:, :, tokens].mT, v, seq_q, cta_rows, causal)
+    ones, zeros = torch.ones_like(row_scale[:, :, :seq_q]), torch.zeros_like(row_scale[:, :, :seq_q])
+    return _finish(rows, visible, ones, zeros, torch.ones_like(v[:, :, 0]), softmax_scale, q.dtype)
 
 
 def _visible_keys(
@@ -140,6 +184,10 @@ def attention(
     recipe = as_recipe(recipe)
     if k.shape[2] == 0:
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
+    softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    tiles = {"warp_rows": warp_rows, "cta_rows": cta_rows}
+    if not recipe.quantises:
+        return attention_unquantised(q, k, v, recipe=recipe, causal=causal, softmax_scale=softmax_scale, **tiles)
     mean = quantizer_simulator.key_mean(k) if smooth_k else None
     scale = quantizer_simulator.value_scale(v, recipe)
     return attention_quantised(
@@ -148,8 +196,7 @@ def attention(
         (quantizer_simulator.quantize_values(v, scale, recipe), scale),
         recipe=recipe,
         causal=causal,
-        softmax_scale=1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale,
+        softmax_scale=softmax_scale,
         out_dtype=q.dtype,
-        warp_rows=warp_rows,
-        cta_rows=cta_rows,
+        **tiles,
     )

@@ -30,6 +30,7 @@ class Rows:
     top: ClassVar[float]
     headroom: ClassVar[float]
     largest_sum: ClassVar[float] = math.inf
+    p_dtype: ClassVar[torch.dtype] = torch.float16
     sum_dtype: ClassVar[torch.dtype] = torch.float32
     output_dtype: ClassVar[torch.dtype] = torch.float32
 
@@ -56,8 +57,8 @@ class Rows:
         raise NotImplementedError
 
     def probabilities(self, y: torch.Tensor) -> torch.Tensor:
-        """2^(y·scale + bias) as float16."""
-        return float32.exp2(float32.fma(y, self.scale[..., None], self.bias[..., None])).half()
+        """2^(y·scale + bias) as `p_dtype`."""
+        return float32.exp2(float32.fma(y, self.scale[..., None], self.bias[..., None])).to(self.p_dtype)
 
     def raise_max(self, m: torch.Tensor, chosen: torch.Tensor) -> None:
         """Give the ``chosen`` rows the integer max ``m``, and scale what they accumulated under the smaller old one."""
@@ -143,6 +144,12 @@ class _Float16(_Float32):
         self.output = _add_in_float16(self.output, p, values)
 
 
+class _BFloat16(_Float32):
+    """pv_format "bfloat16"."""
+
+    p_dtype = torch.bfloat16
+
+
 class _TwoLevels(_Float32):
     """accumulate "float16+float32"."""
 
@@ -160,4 +167,4 @@ _ROWS: dict[str, type[Rows]] = {
 
 def rows_of(recipe: Recipe) -> type[Rows]:
     """The class of row state that simulates ``recipe``."""
-    return _ROWS[recipe.accumulate]
+    return _BFloat16 if recipe.pv_format == "bfloat16" else _ROWS[recipe.accumulate]

@@ -62,9 +62,9 @@ def mma_16bit_op(operands: Any, accumulator: Any) -> Any:
     return warp.MmaF16BF16Op(operands, accumulator, (16, 8, 16))
 
 
-def ldmatrix_atom(element: Any = Int8) -> cute.CopyAtom:
+def ldmatrix_atom(element: Any = Int8, *, transpose: bool = False) -> cute.CopyAtom:
     """ldmatrix.x4: lane l gives the address of row l%8 (16 bytes) of matrix l//8; matrix i arrives in register i."""
-    return cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=False, num_matrices=4), element)
+    return cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=transpose, num_matrices=4), element)
 
 
 def cp_async_atom() -> cute.CopyAtom:

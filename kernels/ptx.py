@@ -12,7 +12,15 @@ from cutlass import Float32, Int32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T
 
-__all__ = ["any_greater", "cp_async_zfill", "multiply_f16x2", "pack_bytes_f16", "pack_f16x2", "shift_right"]
+__all__ = [
+    "any_greater",
+    "cp_async_zfill",
+    "multiply_f16x2",
+    "pack_bf16x2",
+    "pack_bytes_f16",
+    "pack_f16x2",
+    "shift_right",
+]
 
 
 def _asm(result: Any, text: str, operands: list[Any], constraints: str, *, side_effects: bool = False) -> Any:
@@ -69,6 +77,11 @@ def pack_bytes_f16(p: list[Float32]) -> Int32:
 def pack_f16x2(low: Float32, high: Float32) -> Int32:
     """Two float32 rounded to float16 in one register, one F2FP. The DSL converts one by one and then joins them."""
     return Int32(_asm(T.i32(), "cvt.rn.f16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
+
+
+def pack_bf16x2(low: Float32, high: Float32) -> Int32:
+    """The same in bfloat16."""
+    return Int32(_asm(T.i32(), "cvt.rn.bf16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
 
 
 def multiply_f16x2(a: Int32, b: Int32) -> Int32:

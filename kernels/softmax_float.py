@@ -1,4 +1,4 @@
-"""Online softmax with probabilities in float16: output in float32, float16, or float16 within a tile."""
+"""Online softmax with probabilities in 16-bit floats: output in float32, float16, or float16 within a tile."""
 
 from __future__ import annotations
 
@@ -10,14 +10,13 @@ import cutlass.cute as cute
 from cutlass import Float16, Float32, Int32, const_expr
 
 from .atoms import ldmatrix_atom, mma_16bit_op, mma_in_place
-from .operand_planes import b_fragment_offset, lane_index
-from .ptx import any_greater, multiply_f16x2, pack_f16x2
+from .operand_planes import b_fragment_offset, transposed_b_fragment_offset
+from .ptx import any_greater, multiply_f16x2, pack_bf16x2, pack_f16x2
+from .row_tile import RowTile
 from .running_max import UNSEEN, quad_max, raised_bias, score_limit
 from .tile_image import TILE_TOKENS, TileImage
 
 __all__ = ["ACCUMULATORS", "Accumulator", "FloatSoftmax"]
-
-_TWO_ONES = 0x3C003C00  # 1.0 twice, in float16
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,8 @@ class FloatSoftmax:
             at most 2^-15 of the largest P, and half that is less than the largest P's own rounding
         O   the factors are powers of two: floats keep all their bits. What falls below the smallest normal float16 is
             rounded to 2^-24 as well, 2^-15 of a row sum that is at least 2^-9
-    and in range, for V has |v| < 2 (its scale is the power of two not above its channel's largest):
+    (bfloat16, for V in bfloat16, rounds P to 8 bits and has float32's range), and in range, for V in a tile image has
+    |v| < 2 (its scale is the power of two not above its channel's largest):
         float32          row_sum <= 2^8·keys and |output| <= 2^9·keys, far below 2^127
         float16+float32  a tile's products are at most 64·2^8·2 = 2^15 < 65504
         float16          an MMA of 16 tokens adds at most 16·2^-4·2 = 2, by which a float16 beyond 4096, in steps of 4,
@@ -67,8 +67,8 @@ class FloatSoftmax:
                          accurate the more keys count; row_sum, in float32, is not affected
 
     output:  `accumulator.output` ((2,2), m tiles, D/8 n tiles), channels as in TileImage.output_channels
-    sums:    float32 (2,2): [e, hi] is the row sum of row r = 2·m + hi in e == m, from one accumulator for both m tiles:
-             the ones that multiply P sit in the even columns for m tile 0 and in the odd ones for m tile 1
+    sums:    float32 ((2,2), m tiles): (0, hi) is the row sum of row r = 2·m + hi; column 1 is not kept up. One
+             accumulator for both m tiles, as in IntegerSoftmax, would carry a NaN from a row to the one 16 rows further
     """
 
     output: cute.Tensor
@@ -76,32 +76,32 @@ class FloatSoftmax:
     bias: cute.Tensor
     limit: cute.Tensor
     row_scale: cute.Tensor
-    ones: cute.Tensor
     value_row: Int32
-    image: cutlass.Constexpr[TileImage]
+    image: cutlass.Constexpr[TileImage | RowTile]
     m_tiles: cutlass.Constexpr[int]
     accumulator: cutlass.Constexpr[Accumulator]
+    element: cutlass.Constexpr[Any]
 
     @staticmethod
-    def create(row_scale: cute.Tensor, image: TileImage, m_tiles: int, accumulator: Accumulator) -> FloatSoftmax:
-        """Empty state. ``row_scale``: float32 (R,), factor from y to base-2 scores, > 0."""
+    def create(
+        row_scale: cute.Tensor,
+        image: TileImage | RowTile,
+        m_tiles: int,
+        accumulator: Accumulator,
+        element: Any = Float16,
+    ) -> FloatSoftmax:
+        """Empty state. ``row_scale``: float32 (R,), factor from y to base-2 scores, > 0; element: type of P and V."""
         rows = 2 * m_tiles
         output = cute.make_rmem_tensor(((2, 2), m_tiles, image.head_dim // 8), accumulator.output)
-        sums = cute.make_rmem_tensor(((2, 2),), Float32)
+        sums = cute.make_rmem_tensor(((2, 2), m_tiles), Float32)
         bias, limit = cute.make_rmem_tensor((rows,), Float32), cute.make_rmem_tensor((rows,), Float32)
-        ones = cute.make_rmem_tensor((m_tiles,), Int32)
         output.fill(0.0)
         sums.fill(0.0)
         for r in range(rows):
             bias[r] = Float32(UNSEEN)
             limit[r] = -Float32.inf
-        odd_column = (lane_index() >> 2) & 1
-        for m in range(m_tiles):
-            chosen = Int32(1) if m_tiles == 1 else odd_column if m == 1 else 1 - odd_column
-            ones[m] = chosen * _TWO_ONES
-        return FloatSoftmax(
-            output, sums, bias, limit, row_scale, ones, b_fragment_offset(), image, m_tiles, accumulator
-        )
+        value_row = b_fragment_offset() if image.values_transposed else transposed_b_fragment_offset()
+        return FloatSoftmax(output, sums, bias, limit, row_scale, value_row, image, m_tiles, accumulator, element)
 
     @cute.jit
     def update(self, maxima: list[Float32]) -> None:
@@ -118,8 +118,8 @@ class FloatSoftmax:
         for r in range(2 * self.m_tiles):
             self._scale(r, raised_bias(self.bias[r], quad_max(maxima[r]), self.row_scale[r], top, headroom))
 
-    def bound_sums(self) -> None:
-        """Nothing: sums of any number of keys are in range."""
+    chunk_tiles = None
+    """Sums of any number of keys are in range."""
 
     def _scale(self, r: int, bias: Float32) -> None:
         """Multiply what row ``r`` accumulated by a power of two, to match its new ``bias``."""
@@ -127,9 +127,7 @@ class FloatSoftmax:
         factor = ((127 - count) << 23).bitcast(Float32)
         self.bias[r], self.limit[r] = bias, score_limit(bias, self.row_scale[r], self.accumulator.top)
         tile, hi = r // 2, r % 2
-        for e in range(2):
-            if e == tile or self.m_tiles == 1:
-                self.sums[(e, hi),] = self.sums[(e, hi),] * factor
+        self.sums[(0, hi), tile] = self.sums[(0, hi), tile] * factor
         if const_expr(self.accumulator.output is Float16):
             pairs, factors = cute.recast_tensor(self.output, Int32), pack_f16x2(factor, factor)
             for n in range(self.image.head_dim // 8):
@@ -141,20 +139,21 @@ class FloatSoftmax:
 
     def row_totals(self, r: int) -> tuple[Float32, Float32]:
         """Row sum of row ``r``, and log2 of Σ 2^x over its keys: -inf if it saw none."""
-        total = self.sums[(r // 2, r % 2),]
+        total = self.sums[(0, r % 2), r // 2]
         return total, cute.math.log2(total, approx=True, ftz=True) - self.bias[r]
 
     def probabilities(self, scores: cute.Tensor) -> cute.Tensor:
         """P as float16 A operand ((2,2,2), m tiles, 4 blocks of 16 tokens): the accumulator's own order."""
         blocks = TILE_TOKENS // 16
-        p = cute.make_rmem_tensor(((2, 2, 2), self.m_tiles, blocks), Float16)
+        p = cute.make_rmem_tensor(((2, 2, 2), self.m_tiles, blocks), self.element)
+        pack = pack_f16x2 if const_expr(self.element is Float16) else pack_bf16x2
         packed = cute.recast_tensor(p, Int32)
         for m in range(self.m_tiles):
             for k in range(blocks):
                 for half in range(2):
                     for hi in range(2):
                         two = [self._probability(scores[(e, hi), m, 2 * k + half], 2 * m + hi) for e in range(2)]
-                        packed[(0, hi, half), m, k] = pack_f16x2(*two)
+                        packed[(0, hi, half), m, k] = pack(*two)
         return p
 
     def _probability(self, y: Float32, r: int) -> Float32:
@@ -162,7 +161,7 @@ class FloatSoftmax:
 
     def accumulate(self, p: cute.Tensor, stage: cute.Pointer) -> None:
         """output += P·V and row sums += P·1, for the tile image at ``stage`` (shared)."""
-        values = cute.recast_ptr(stage + self.value_row, dtype=Float16) + self.image.v_offset // 2
+        values = cute.recast_ptr(stage + self.value_row, dtype=self.element) + self.image.v_offset // 2
         self._add_row_sums(p)
         blocks, pairs = range(TILE_TOKENS // 16), range(self.image.head_dim // 16)
         if const_expr(self.accumulator.output is self.accumulator.products):
@@ -170,7 +169,7 @@ class FloatSoftmax:
                 for n in pairs:
                     self._multiply(p, values, k, n, self._output_pair(n))
         else:
-            for n in reversed(pairs):  # forwards, ptxas spills two registers at head dim 128
+            for n in reversed(pairs):  # forwards, ptxas spills more at head dim 128
                 self._add_tile(p, values, n)
 
     def _output_pair(self, n: int) -> list[cute.Tensor]:
@@ -189,21 +188,20 @@ class FloatSoftmax:
 
     def _multiply(self, p: cute.Tensor, values: cute.Pointer, k: int, n: int, sums: list[cute.Tensor]) -> None:
         """sums[m_tiles·t + m] += P·V of 16 tokens and the two n8 tiles 2·n + t."""
-        mma = cute.make_mma_atom(mma_16bit_op(Float16, self.accumulator.products))
-        v = cute.make_rmem_tensor(((2, 2), 2), Float16)
+        mma = cute.make_mma_atom(mma_16bit_op(self.element, self.accumulator.products))
+        v = cute.make_rmem_tensor(((2, 2), 2), self.element)
         fragment = cute.make_layout(8)
-        row = cute.make_tensor(values + (n * 16 * 16 + k * self.image.head_dim * 16), fragment)
-        cute.copy(ldmatrix_atom(Float16), row, cute.make_tensor(v.iterator, fragment))
+        row = cute.make_tensor(values + self.image.value_fragment(n, k) // 2, fragment)
+        load = ldmatrix_atom(self.element, transpose=not self.image.values_transposed)
+        cute.copy(load, row, cute.make_tensor(v.iterator, fragment))
         for t in range(2):
             for m in range(self.m_tiles):
                 mma_in_place(mma, sums[self.m_tiles * t + m], p[None, m, k], v[None, t])
 
     def _add_row_sums(self, p: cute.Tensor) -> None:
-        mma = cute.make_mma_atom(mma_16bit_op(Float16, Float32))
-        ones = cute.make_rmem_tensor(((2, 2),), Float16)
-        packed = cute.recast_tensor(ones, Int32)
+        mma = cute.make_mma_atom(mma_16bit_op(self.element, Float32))
+        ones = cute.make_rmem_tensor(((2, 2),), self.element)
+        ones.fill(1.0)
         for k in range(TILE_TOKENS // 16):
             for m in range(self.m_tiles):
-                for half in range(2):
-                    packed[(0, half),] = self.ones[m]
-                mma_in_place(mma, self.sums, p[None, m, k], ones)
+                mma_in_place(mma, self.sums[None, m], p[None, m, k], ones)

@@ -89,6 +89,9 @@ class IntegerSoftmax:
             count = (cute.arch.fmin(self.bias[r] - bias, Float32(31)) + Float32(0.5)).to(Int32)
             self._shift(r, count, bias)
 
+    chunk_tiles = 256
+    """Tiles whose sums are in range after `bound_sums`."""
+
     def bound_sums(self) -> None:
         """Halve the rows whose sum could pass the bound within the next 256 tiles."""
         for r in range(2 * self.m_tiles):
@@ -148,7 +151,7 @@ class IntegerSoftmax:
         for k in range(TILE_TOKENS // 32):
             for n in range(dims // 16):
                 v = cute.make_rmem_tensor(((4, 2), 2), Int8)
-                row = cute.make_tensor(values + (n * 16 * 32 + k * dims * 32), fragment)
+                row = cute.make_tensor(values + self.image.value_fragment(n, k), fragment)
                 cute.copy(load, row, cute.make_tensor(v.iterator, fragment))
                 for t in range(2):
                     for m in range(self.m_tiles):

@@ -162,6 +162,16 @@ class TileImage:
             tokens = (2, 2, 4, TILE_TOKENS // 16), (2, 16, 4, plane)
         return StaticLayout((channels, tokens[0]), (channel_strides, tokens[1]), _CHUNK_SWIZZLE)
 
+    values_transposed = True
+    """V lies as [channel][token], as the B operand of P·V wants it."""
+
+    output_run = 8
+    """Neighbouring channels of the output that a lane holds."""
+
+    def value_fragment(self, n: int, k: int) -> int:
+        """Byte from `v_offset` of the first row of channels 16·n …, and of the k-th plane of tokens."""
+        return n * 16 * _ROW_BYTES + k * self.head_dim * _ROW_BYTES
+
     @property
     def scales(self) -> StaticLayout:
         """(row, token) -> float32 index from `scale_offset`: row 0 holds c, row 1 holds −SCORE_MAGIC·c."""

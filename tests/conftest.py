@@ -26,6 +26,7 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
 REL_L2 = {
     "int8": {"float16": 2.5e-3, "bfloat16": 4.5e-3},
     "float16": {"float16": 5e-4, "bfloat16": 2.5e-3},
+    "bfloat16": {"bfloat16": 2.5e-3},
 }
 """Largest relative L2 distance of a kernel's output from its simulator's, by format of P and V, and output dtype."""
 

@@ -112,7 +112,7 @@ def test_no_heads():
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16'"):
+    with pytest.raises(ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16', 'fp16', 'bf16'"):
         call(recipe="int7")
     with pytest.raises(TypeError, match="recipe must be a preset's name or a Recipe, got int"):
         call(recipe=8)
@@ -120,10 +120,12 @@ def test_unknown_recipe():
 
 def test_unknown_recipe_field():
     with pytest.raises(
-        ValueError, match=r"v_scale='token' is not offered with pv_format='int8'; use 'channel' or 'tensor'"
+        ValueError, match=r"v_scale='token' is not offered with .*pv_format='int8'; use 'channel' or 'tensor'"
     ):
         Recipe("int8", v_scale="token")
-    with pytest.raises(ValueError, match=r"accumulate='int32' is not offered with pv_format='float16'; use 'float32'"):
+    with pytest.raises(
+        ValueError, match=r"accumulate='int32' is not offered with .*pv_format='float16'; use 'float32'"
+    ):
         Recipe("int8_fp16", pv_format="float16")
 
 
@@ -260,6 +262,17 @@ def test_image_of_another_layout():
         dataclasses.replace(kv, values="float16")
     with pytest.raises(ValueError, match="tiles of 8704 bytes; 64 channels with V in float16 take 12800; use quantize"):
         dataclasses.replace(kv, values="float16", recipe=recipes()["int8_fp16"])
+
+
+def test_dtype_of_a_recipe_that_quantises_nothing():
+    with pytest.raises(
+        NotImplementedError, match="recipe 'bf16' takes bfloat16 tensors, these are float16; use recipe 'fp16'"
+    ):
+        call(recipe="bf16")
+    with pytest.raises(NotImplementedError, match="recipe 'fp16' quantises nothing; pass q, k and v to attention"):
+        cute_attn.quantize(tensor(*Q), tensor(*K), tensor(*K), recipe="fp16")
+    with pytest.raises(ValueError, match="k was quantised as .*, this call asks for .*'fp16'"):
+        cute_attn.attention(tensor(*Q), cute_attn.quantize_key_value(tensor(*K), tensor(*K)), recipe="fp16")
 
 
 def test_missing_v():

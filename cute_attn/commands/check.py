@@ -14,12 +14,14 @@ from cute_attn import Problem, attention, dispatch, jit, reference
 from cute_attn.arch import Arch
 from cute_attn.arguments import resolve_arch
 from cute_attn.commands.place import backend_device
+from cute_attn.commands.recipe_arguments import add_recipe_arguments, chosen_recipe
 from cute_attn.problem import DTYPES, LAYOUTS
-from cute_attn.recipe import as_recipe
+from cute_attn.recipe import Recipe
 
 TOLERANCE = {
     "int8": {"float16": 2.5e-3, "bfloat16": 4.5e-3},
     "float16": {"float16": 5e-4, "bfloat16": 2.5e-3},
+    "bfloat16": {"bfloat16": 2.5e-3},
 }
 """Largest relative L2 distance of kernel and simulator, by format of P and V, and by dtype of the output."""
 LSE_TOLERANCE = 0.012
@@ -50,7 +52,7 @@ INPUTS: dict[str, Callable[[tuple[int, ...], torch.Generator], torch.Tensor]] = 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="int8")
+    add_recipe_arguments(parser)
     parser.add_argument("--arch", help="GPU target (default: the GPU's, or sm_80 on the emulator)")
     for name, default in (("batch", 1), ("heads", 2), ("seq-q", 128), ("seq-k", 128), ("head-dim", 128)):
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
@@ -74,7 +76,7 @@ def random_inputs(problem: Problem, kind: str, seed: int) -> tuple[torch.Tensor,
 
 
 def run_kernel(
-    inputs: tuple[torch.Tensor, ...], recipe: str, causal: bool, layout: str, arch: str | None
+    inputs: tuple[torch.Tensor, ...], recipe: Recipe, causal: bool, layout: str, arch: str | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attention` on the backend in use; out as [B, H, S, D] and lse, on the CPU."""
     device = backend_device()
@@ -96,7 +98,7 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
     from cute_attn.emulator.errors import EmulatorError
 
     inputs = random_inputs(problem, arguments.inputs, arguments.seed)
-    recipe = as_recipe(arguments.recipe)
+    recipe = chosen_recipe(arguments)
     tile = dispatch.default_config(recipe, problem, arch)
     simulated, simulated_lse = simulator.attention(
         *inputs,
@@ -113,7 +115,7 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
         "findings": [],
     }
     try:
-        out, lse = run_kernel(inputs, arguments.recipe, problem.causal, arguments.layout, arch.name)
+        out, lse = run_kernel(inputs, recipe, problem.causal, arguments.layout, arch.name)
     except EmulatorError as error:
         figures["findings"].append(str(error))
         return figures
@@ -134,9 +136,10 @@ def run(arguments: argparse.Namespace) -> int:
         causal=arguments.causal,
     )
     arch = resolve_arch(arguments.arch, torch.empty(0, device=backend_device()))
-    if not (answer := dispatch.supports(arguments.recipe, arch.name, problem)):
+    recipe = chosen_recipe(arguments)
+    if not (answer := dispatch.supports(recipe, arch.name, problem)):
         raise NotImplementedError(answer.reason)
-    tolerance = TOLERANCE[as_recipe(arguments.recipe).pv_format][problem.dtype]
+    tolerance = TOLERANCE[recipe.pv_format][problem.dtype]
     figures = compare(problem, arch, arguments)
     distance = figures["kernel_vs_simulator"]
     right = not figures["findings"] and (distance["rel_l2"] <= tolerance and figures["lse_max_abs"] <= LSE_TOLERANCE)
@@ -144,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps(figures))
         return 0 if right else 1
     print(f"{problem}")
-    print(f"recipe {arguments.recipe}, {arch.name}, {jit.backend()} backend")
+    print(f"recipe {recipe.name}, {recipe.accumulate} accumulators, {arch.name}, {jit.backend()} backend")
     print(f"{arguments.inputs} inputs, seed {arguments.seed}")
     for pair in ("kernel_vs_simulator", "simulator_vs_float64"):
         if figures[pair] is not None:
