@@ -92,12 +92,11 @@ def attention(
         if lse is not None:
             lse.fill_(-math.inf)
     elif view.numel():
-        query, key_value = _quantized(queries, keys, values, chosen, target)
         kernel_calls.attention_forward(
-            (query.data, query.scale, query.bias),
-            (key_value.image, key_value.v_scale),
+            *_operands(queries, keys, values, chosen, target),
+            chosen,
             problem,
-            config or dispatch.default_config(problem, target),
+            config or dispatch.default_config(chosen, problem, target),
             target.name,
             scale * _LOG2_E,
             view,
@@ -115,9 +114,9 @@ def _recipe(recipe: str | Recipe | None, q: Any, k: Any) -> Recipe:
     chosen = None if recipe is None else as_recipe(recipe)
     for name, x in (("k", k), ("q", q)):
         if isinstance(x, (QuantizedQuery, QuantizedKeyValue)):
-            if chosen is not None and x.recipe != chosen:
+            if chosen is not None and not x.recipe.quantises_like(chosen):
                 raise ValueError(f"{name} was quantised as {x.recipe}, this call asks for {chosen}; quantise it again")
-            chosen = x.recipe
+            chosen = chosen or x.recipe
     if isinstance(q, QuantizedQuery) and not isinstance(k, QuantizedKeyValue):
         raise TypeError("q is a QuantizedQuery, whose bias belongs to quantised keys: pass the QuantizedKeyValue as k")
     if isinstance(q, QuantizedQuery) and q.k_mean is not k.k_mean:
@@ -135,18 +134,22 @@ def _key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor | QuantizedKey
     return check_key_value(k, v, layout)
 
 
-def _quantized(
+def _operands(
     q: torch.Tensor | QuantizedQuery,
     k: torch.Tensor | QuantizedKeyValue,
     v: torch.Tensor | None,
     recipe: Recipe,
     arch: Arch,
-) -> tuple[QuantizedQuery, QuantizedKeyValue]:
-    """What is not quantised yet, quantised."""
+) -> tuple[tuple[Any, Any, Any], tuple[Any, Any]]:
+    """The kernel's operands for Q and for K and V; what the recipe wants quantised and is not yet, quantised."""
+    if not recipe.quantises:
+        return (q, None, None), (k, v)
     if isinstance(k, torch.Tensor):
         assert v is not None
         k = checked_key_value(k, v, recipe, arch)
-    return (checked_query(q, k, arch) if isinstance(q, torch.Tensor) else q), k
+    if isinstance(q, torch.Tensor):
+        q = checked_query(q, k, arch)
+    return (q.data, q.scale, q.bias), (k.image, k.v_scale)
 
 
 def _problem(

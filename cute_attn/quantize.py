@@ -49,16 +49,19 @@ class QuantizedQuery:
 
 @dataclass(frozen=True)
 class QuantizedKeyValue:
-    """K and V in INT8 as tile images: blocks of 64 tokens in the order in which the MMA reads them.
+    """K in INT8 and V in INT8 or float16 as tile images: blocks of 64 tokens in the order in which the MMA reads them.
 
-    image:   uint8 [B, Hkv, ceil(Sk/64), 128·D + 512]; laid out as `cute_attn.kernels.tile_image.TileImage`
+    image:   uint8 [B, Hkv, ceil(Sk/64), bytes]; its layout is
+             ``cute_attn.kernels.tile_image.TileImage(head_dim, values)``
     v_scale: float32 [B, Hkv, D]: scale of V per channel (all equal if the recipe scales per tensor)
     k_mean:  float32 [B, Hkv, D]: K's mean over tokens, subtracted before quantisation
     seq_k:   tokens; the rest of the last tile is zeros
     dtype:   element type that K and V had
     recipe:  the recipe it was quantised for
+    values:  format of V in ``image``: "int8" or "float16"
 
-    Raises ValueError when ``image`` has not the tiles of ``seq_k`` tokens: a kernel would read past its end.
+    Raises ValueError when ``image`` has not the tiles of ``seq_k`` tokens or not that layout, or when ``recipe`` reads
+    another one: a kernel would read past its end.
     """
 
     image: torch.Tensor
@@ -67,10 +70,21 @@ class QuantizedKeyValue:
     seq_k: int
     dtype: torch.dtype
     recipe: Recipe
+    values: str
 
     def __post_init__(self) -> None:
-        from cute_attn.kernels.tile_image import TILE_TOKENS
+        from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
+        if self.values != self.recipe.pv_format:
+            raise ValueError(
+                f"image holds V in {self.values}, and recipe {self.recipe.name!r} reads it in {self.recipe.pv_format}; "
+                "use quantize_key_value with the recipe of the call"
+            )
+        if self.image.shape[3] != (nbytes := TileImage(self.head_dim, self.values).nbytes):
+            raise ValueError(
+                f"image has tiles of {self.image.shape[3]} bytes; {self.head_dim} channels with V in {self.values} "
+                f"take {nbytes}; use quantize_key_value"
+            )
         if -(-self.seq_k // TILE_TOKENS) != self.image.shape[2]:
             raise ValueError(
                 f"seq_k={self.seq_k} does not fit an image of {self.image.shape[2]} tiles of {TILE_TOKENS} tokens; "
@@ -85,7 +99,7 @@ class QuantizedKeyValue:
         """What was kept of K (its mean added back) and of V: two float32 tensors [B, Hkv, Sk, D]."""
         from cute_attn.tile_images import unpack_tile_images
 
-        k, k_scale, v = unpack_tile_images(self.image, self.head_dim, self.seq_k)
+        k, k_scale, v = unpack_tile_images(self.image, self.head_dim, self.seq_k, self.values)
         keys = k.float() * k_scale[..., None] + self.k_mean[:, :, None, :]
         return keys, v.float() * self.v_scale[:, :, None, :]
 
@@ -134,7 +148,7 @@ def quantize_key_value(
 def checked_key_value(k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: Arch) -> QuantizedKeyValue:
     """`quantize_key_value` of arguments that are known to be right, [B, Hkv, Sk, D]."""
     image, v_scale, k_mean = kernel_calls.key_value_tiles(k, v, recipe, arch.name)
-    return QuantizedKeyValue(image, v_scale, k_mean, k.shape[2], k.dtype, recipe)
+    return QuantizedKeyValue(image, v_scale, k_mean, k.shape[2], k.dtype, recipe, recipe.pv_format)
 
 
 def quantize_query(q: Any, kv: QuantizedKeyValue, *, layout: str = "bhsd", arch: str | None = None) -> QuantizedQuery:
@@ -163,5 +177,5 @@ def quantize_query(q: Any, kv: QuantizedKeyValue, *, layout: str = "bhsd", arch:
 
 def checked_query(q: torch.Tensor, kv: QuantizedKeyValue, arch: Arch) -> QuantizedQuery:
     """`quantize_query` of arguments that are known to be right, q as [B, Hq, Sq, D]."""
-    data, scale, bias = kernel_calls.query_rows(q, kv.k_mean, arch.name)
+    data, scale, bias = kernel_calls.query_rows(q, kv.k_mean, kv.recipe, arch.name)
     return QuantizedQuery(data, scale, bias, kv.k_mean, q.dtype, kv.recipe)

@@ -9,6 +9,7 @@ import torch
 from cute_attn.float32 import fma
 from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
 from cute_attn.kernels.rows import THREADS, VECTOR
+from cute_attn.recipe import Recipe
 
 __all__ = ["key_mean", "quantize_keys", "quantize_query", "quantize_values", "value_scale"]
 
@@ -31,12 +32,12 @@ def _sum_in_order(x: torch.Tensor, dim: int) -> torch.Tensor:
     return total
 
 
-def value_scale(v: torch.Tensor, per: str = "channel") -> torch.Tensor:
-    """Scales of v [B, Hkv, Sk, D]: float32 [B, Hkv, D], per "channel", or per "tensor" (one per batch and KV head)."""
+def value_scale(v: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """Scales of v [B, Hkv, Sk, D]: float32 [B, Hkv, D], per channel, or equal ones per tensor (batch and KV head)."""
     amax = v.float().abs().amax(2)
-    if per == "tensor":
+    if recipe.v_scale == "tensor":
         amax = amax.amax(-1, keepdim=True).expand_as(amax).contiguous()
-    return _symmetric_scale(amax)
+    return _power_of_two_scale(amax) if recipe.pv_format == "float16" else _symmetric_scale(amax)
 
 
 def quantize_keys(k: torch.Tensor, k_mean: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -49,9 +50,10 @@ def quantize_keys(k: torch.Tensor, k_mean: torch.Tensor | None) -> tuple[torch.T
     return _to_int8(x, scale[..., None]), scale
 
 
-def quantize_values(v: torch.Tensor, v_scale: torch.Tensor) -> torch.Tensor:
-    """v int8 [B, Hkv, Sk, D] by v_scale float32 [B, Hkv, D]."""
-    return _to_int8(v.float(), v_scale[:, :, None])
+def quantize_values(v: torch.Tensor, v_scale: torch.Tensor, recipe: Recipe) -> torch.Tensor:
+    """v [B, Hkv, Sk, D] divided by v_scale float32 [B, Hkv, D], in the recipe's format of V: int8 or float16."""
+    scale = v_scale[:, :, None]
+    return (v.float() * _inverse(scale)).half() if recipe.pv_format == "float16" else _to_int8(v.float(), scale)
 
 
 def quantize_query(q: torch.Tensor, k_mean: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -82,10 +84,18 @@ def _symmetric_scale(amax: torch.Tensor) -> torch.Tensor:
     return torch.where(scale < 2.0**-126, 0.0, scale)
 
 
+def _power_of_two_scale(amax: torch.Tensor) -> torch.Tensor:
+    power = (amax.view(torch.int32) & 0x7F800000).view(torch.float32)
+    return torch.where(amax < math.inf, power, amax)
+
+
+def _inverse(scale: torch.Tensor) -> torch.Tensor:
+    usable = (scale > 0) & (scale < math.inf)
+    return torch.where(usable, 1.0 / torch.where(usable, scale, 1.0), 0.0)
+
+
 def _to_int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """round(x/scale), half to even, clamped to ±127; −127 for an inf or a NaN, 0 for its finite neighbours."""
-    usable = (scale > 0) & (scale < math.inf)
-    inverse = torch.where(usable, 1.0 / torch.where(usable, scale, 1.0), 0.0)
-    product = x * inverse
+    product = x * _inverse(scale)
     clamped = torch.where(product.isnan(), -127.0, product.clamp(-127.0, 127.0))
     return clamped.round().to(torch.int8)

@@ -6,14 +6,21 @@ from dataclasses import dataclass, replace
 
 __all__ = ["RECIPES", "Recipe", "as_recipe", "recipes"]
 
-_ALLOWED: dict[str, tuple[object, ...]] = {
-    "qk_format": ("int8",),
-    "qk_scale": ("token",),
-    "smooth_k": (True,),
-    "pv_format": ("int8",),
-    "v_scale": ("channel", "tensor"),
-    "accumulate": ("int32",),
+_INT8: dict[str, tuple[object, ...]] = {"qk_scale": ("token",), "smooth_k": (True,)}
+_UNQUANTISED: dict[str, tuple[object, ...]] = {
+    "qk_scale": (None,),
+    "smooth_k": (False,),
+    "v_scale": (None,),
+    "accumulate": ("float32",),
 }
+
+_ALLOWED: dict[tuple[str, str], dict[str, tuple[object, ...]]] = {
+    ("int8", "int8"): _INT8 | {"v_scale": ("channel", "tensor"), "accumulate": ("int32",)},
+    ("int8", "float16"): _INT8 | {"v_scale": ("channel",), "accumulate": ("float32", "float16", "float16+float32")},
+    ("float16", "float16"): _UNQUANTISED,
+    ("bfloat16", "bfloat16"): _UNQUANTISED,
+}
+"""What the other fields may be, by (qk_format, pv_format)."""
 
 
 @dataclass(frozen=True)
@@ -21,37 +28,74 @@ class Recipe:
     """How one attention forward is quantised.
 
     name:       the preset this recipe is, or was made from
-    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127)
-    qk_scale:   one scale per "token" of Q and K
+    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127), or "float16" or "bfloat16", as Q and K are
+    qk_scale:   one scale per "token" of Q and K; None if they are not quantised
     smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
                 (SageAttention, arXiv 2410.02367, section 4.2)
-    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127)
-    v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head)
-    accumulate: accumulator of O = P·V: "int32", rescaled by shifts
+    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127), "float16", or "bfloat16"
+    v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head). In
+                float16 it is a power of two, which costs no accuracy and keeps bfloat16's range. None: V as it is
+    accumulate: accumulator of O = P·V: "int32", rescaled by shifts, for pv_format "int8". For "float16": "float32";
+                "float16" for all keys, for tensor cores that are faster so, and the less accurate the more keys
+                count; or "float16+float32", float16 within 64 keys, whose sums are added in float32
 
     Raises ValueError when a field holds a value that is not offered.
     """
 
     name: str
     qk_format: str = "int8"
-    qk_scale: str = "token"
+    qk_scale: str | None = "token"
     smooth_k: bool = True
     pv_format: str = "int8"
-    v_scale: str = "channel"
+    v_scale: str | None = "channel"
     accumulate: str = "int32"
 
     def __post_init__(self) -> None:
-        for field, allowed in _ALLOWED.items():
-            value = getattr(self, field)
-            if value not in allowed:
-                raise ValueError(f"recipe.{field}={value!r} is not offered; use {' or '.join(map(repr, allowed))}")
+        self._check("qk_format", tuple(dict.fromkeys(qk for qk, _ in _ALLOWED)), "")
+        with_qk = f" with qk_format={self.qk_format!r}"
+        self._check("pv_format", tuple(pv for qk, pv in _ALLOWED if qk == self.qk_format), with_qk)
+        for field, allowed in _ALLOWED[self.qk_format, self.pv_format].items():
+            self._check(field, allowed, f"{with_qk} and pv_format={self.pv_format!r}")
+
+    def _check(self, field: str, allowed: tuple[object, ...], where: str) -> None:
+        value = getattr(self, field)
+        if value not in allowed:
+            offered = " or ".join(map(repr, allowed))
+            raise ValueError(f"recipe.{field}={value!r} is not offered{where}; use {offered}")
+
+    @property
+    def quantises(self) -> bool:
+        """Whether Q, K and V are quantised at all."""
+        return self.qk_format == "int8"
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """Element types of Q, K and V that the recipe takes."""
+        return ("float16", "bfloat16") if self.quantises else (self.qk_format,)
 
     def replace(self, **changes: object) -> Recipe:
         """This recipe with some fields changed, for example ``recipes()["int8"].replace(v_scale="tensor")``."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
+    def quantises_like(self, other: Recipe) -> bool:
+        """Whether what was quantised for one of the two can be used with the other."""
+        fields = ("qk_format", "qk_scale", "smooth_k", "pv_format", "v_scale")
+        return all(getattr(self, field) == getattr(other, field) for field in fields)
 
-RECIPES: dict[str, Recipe] = {r.name: r for r in (Recipe("int8"),)}
+
+def _unquantised(name: str, element: str) -> Recipe:
+    return Recipe(name, element, None, False, element, None, "float32")
+
+
+RECIPES: dict[str, Recipe] = {
+    r.name: r
+    for r in (
+        Recipe("int8"),
+        Recipe("int8_fp16", pv_format="float16", accumulate="float32"),
+        _unquantised("fp16", "float16"),
+        _unquantised("bf16", "bfloat16"),
+    )
+}
 
 
 def recipes() -> dict[str, Recipe]:

@@ -1,91 +1,35 @@
-"""Recipe `int8` in plain torch: what the attention kernel computes, rounding by rounding.
+"""The attention kernels in plain torch: what they compute, rounding by rounding.
 
-Integer steps are exact, float32 steps are rounded where the kernel rounds them. Not reproduced are the last bits of
-the GPU's approximate 2^x, logarithm and reciprocal.
+Integer steps are exact, float steps are rounded where the kernel rounds them. Not reproduced are the order in which an
+MMA adds its products and the last bits of the GPU's approximate 2^x, logarithm and reciprocal.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
-from cute_attn import float32, quantizer_simulator
+from cute_attn import quantizer_simulator
 from cute_attn.kernels.tile_image import TILE_TOKENS
+from cute_attn.recipe import Recipe, as_recipe
+from cute_attn.simulator_rows import Rows, rows_of
 from cute_attn.tile_images import unpack_tile_images
 
-__all__ = ["attention", "attention_int8", "attention_on_image"]
+__all__ = ["attention", "attention_on_image", "attention_quantised", "attention_unquantised"]
 
-_LOG2_255 = float(torch.tensor(7.994353436858858))  # as float32
-_UNSEEN = 2.0**100
-_HEADROOM = 0.5
-_MARGIN = 2.0**-20  # the kernel's room for the approximate reciprocal of a row's scale
 _SMALLEST_ROW_SCALE = 2.0**-100
 _CHUNK_TILES = 256
-_LARGEST_ROW_SUM = 12_700_000
-_MAX_SHIFT = 31
 
 
-@dataclass
-class _Rows:
-    """State of all query rows: [B, Hq, rows] (output: [B, Hq, rows, D]); each row belongs to a warp of neighbours."""
-
-    scale: torch.Tensor
-    head_dim: int
-    warp_rows: int
-    m: torch.Tensor = field(init=False)
-    bias: torch.Tensor = field(init=False)
-    row_sum: torch.Tensor = field(init=False)
-    output: torch.Tensor = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.m = torch.full_like(self.scale, -_UNSEEN)
-        self.bias = torch.full_like(self.scale, _UNSEEN)
-        self.row_sum = torch.zeros_like(self.scale, dtype=torch.int32)
-        self.output = torch.zeros(*self.scale.shape, self.head_dim, dtype=torch.int32, device=self.scale.device)
-
-    def raise_max(self, m: torch.Tensor, chosen: torch.Tensor) -> None:
-        """Give the ``chosen`` rows the integer max ``m`` and shift what they accumulated under the smaller old one."""
-        m = torch.where(chosen, torch.maximum(m, self.m), self.m)
-        shift = (m - self.m).clamp(max=_MAX_SHIFT).to(torch.int32)
-        self.row_sum >>= shift
-        self.output >>= shift[..., None]
-        self.bias = torch.where(m != self.m, float32.round_down(_LOG2_255 - m.double()), self.bias)
-        self.m = m
-
-    def limit(self) -> torch.Tensor:
-        """The largest score y of each row that the held max covers; -inf, at first, for rows that have seen no key."""
-        m = (_LOG2_255 - self.bias.double()).float()
-        limit = (m - m.abs() * _MARGIN) / self.scale
-        return torch.where(self.bias == _UNSEEN, -math.inf, limit)
-
-    def make_room(self, y: torch.Tensor) -> None:
-        """If a probability could exceed 255, raise the max of every row of that warp."""
-        top = y.amax(-1)
-        passed = (top > self.limit()).unflatten(-1, (-1, self.warp_rows)).any(-1)
-        x = float32.round_up(top.double() * self.scale.double())
-        m = torch.ceil(float32.round_up(x.double() + _HEADROOM))
-        m = torch.where(top == -math.inf, self.m, m)  # such a row sees no key of this tile and keeps its max
-        self.raise_max(m, passed.repeat_interleave(self.warp_rows, -1))
-
-    def bound_sums(self, due: torch.Tensor) -> None:
-        """One forced shift of rows whose sum could overflow during the next 256 tiles; ``due``: bool, per row."""
-        self.raise_max(self.m + 1, due & (self.row_sum >= _LARGEST_ROW_SUM))
-
-    def accumulate(self, y: torch.Tensor, values: torch.Tensor) -> None:
-        """P as u8, by way of float16, times ``values`` (int8, [B, Hq, 64, D], as float32)."""
-        p = float32.exp2(float32.fma(y, self.scale[..., None], self.bias[..., None])).half()
-        p = (p + 1024).float() - 1024
-        self.row_sum += p.sum(-1).to(torch.int32)
-        self.output += (p @ values).to(torch.int32)
-
-
-def attention_int8(
+def attention_quantised(
     query: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
     keys: tuple[torch.Tensor, torch.Tensor],
     values: tuple[torch.Tensor, torch.Tensor],
     *,
+    recipe: str | Recipe = "int8",
     causal: bool,
     softmax_scale: float,
     out_dtype: torch.dtype = torch.float16,
@@ -96,7 +40,7 @@ def attention_int8(
 
     query:  int8 [B, Hq, Sq, D], scale and bias float32 [B, Hq, Sq]
     keys:   int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, Sk] (22 significant bits)
-    values: int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, D]
+    values: [B, Hkv, Sk, D] in the recipe's pv_format, scale float32 [B, Hkv, D]
     warp_rows, cta_rows: query rows of one warp (they share the decision to rescale) and of one CTA
 
     Returns out ``out_dtype`` [B, Hq, Sq, D] and lse float32 [B, Hq, Sq].
@@ -104,7 +48,7 @@ def attention_int8(
     q, q_scale, q_bias = query
     batch, heads, seq_q, head_dim = q.shape
     (k, k_scale), (v, v_scale) = keys, values
-    group, seq_k = heads // k.shape[1], k.shape[2]
+    group = heads // k.shape[1]
     k, v, k_scale, v_scale = (x.repeat_interleave(group, 1) for x in (k, v, k_scale, v_scale))
 
     padded = -(-seq_q // cta_rows) * cta_rows
@@ -115,18 +59,61 @@ def attention_int8(
     # A non-finite scale must not decide anything here: its row is made NaN at the end.
     row_scale = row_scale.nan_to_num(0.0, 0.0).clamp(min=_SMALLEST_ROW_SCALE)
 
-    limit, first_full = _visible_keys(padded, seq_q, seq_k, cta_rows, causal, q.device)
-    rows = _Rows(row_scale, head_dim, warp_rows)
+    def scores(tokens: slice) -> torch.Tensor:
+        products = q_rows @ k[:, :, tokens].float().mT
+        return (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
+
+    rows = rows_of(as_recipe(recipe))(row_scale, head_dim, warp_rows)
+    visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal)
+    return _finish(rows, visible, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+
+
+def _visit_tiles(
+    rows: Rows,
+    scores: Callable[[slice], torch.Tensor],
+    v: torch.Tensor,
+    seq_q: int,
+    cta_rows: int,
+    causal: bool,
+) -> torch.Tensor:
+    """All KV tiles, from the last to the first; returns, per query, whether it sees a key.
+
+    scores: y float32 [B, Hq, rows, tokens] of the tokens of one tile; v: float32 [B, Hq, Sk, D]
+    """
+    seq_k = v.shape[2]
+    limit, first_full = _visible_keys(rows.scale.shape[2], seq_q, seq_k, cta_rows, causal, v.device)
     for tile in reversed(range(-(-seq_k // TILE_TOKENS))):
         tokens = slice(tile * TILE_TOKENS, min((tile + 1) * TILE_TOKENS, seq_k))
         rows.bound_sums((first_full >= tile) & ((first_full - tile) % _CHUNK_TILES == 0))
-        products = q_rows @ k[:, :, tokens].float().mT
-        y = (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
-        hidden = torch.arange(tokens.start, tokens.stop, device=q.device) >= limit[:, None]
-        y = y.masked_fill(hidden, -math.inf)
+        hidden = torch.arange(tokens.start, tokens.stop, device=v.device) >= limit[:, None]
+        y = scores(tokens).masked_fill(hidden, -math.inf)
         rows.make_room(y)
-        rows.accumulate(y, v[:, :, tokens].float())
-    return _finish(rows, limit[:seq_q] > 0, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+        rows.accumulate(y, v[:, :, tokens])
+    return limit[:seq_q] > 0
+
+
+def attention_unquantised(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    *,
+    recipe: Recipe,
+    causal: bool,
+    softmax_scale: float,
+    warp_rows: int,
+    cta_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The attention kernel of recipes that take q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D] as they are."""
+    batch, heads, seq_q, head_dim = q.shape
+    k, v = (x.float().repeat_interleave(heads // k.shape[1], 1) for x in (k, v))
+    padded = -(-seq_q // cta_rows) * cta_rows
+    q_rows = q.new_zeros(batch, heads, padded, head_dim, dtype=torch.float32)
+    q_rows[:, :, :seq_q] = q.float()
+    row_scale = torch.full(q_rows.shape[:3], softmax_scale * math.log2(math.e), device=q.device)
+    rows = rows_of(recipe)(row_scale.clamp(min=_SMALLEST_ROW_SCALE), head_dim, warp_rows)
+    visible = _visit_tiles(rows, lambda tokens: q_rows @ k[:, :, tokens].mT, v, seq_q, cta_rows, causal)
+    ones, zeros = torch.ones_like(row_scale[:, :, :seq_q]), torch.zeros_like(row_scale[:, :, :seq_q])
+    return _finish(rows, visible, ones, zeros, torch.ones_like(v[:, :, 0]), softmax_scale, q.dtype)
 
 
 def _visible_keys(
@@ -141,7 +128,7 @@ def _visible_keys(
 
 
 def _finish(
-    rows: _Rows,
+    rows: Rows,
     visible: torch.Tensor,
     q_scale: torch.Tensor,
     q_bias: torch.Tensor,
@@ -169,24 +156,13 @@ def attention_on_image(
     v_scale: torch.Tensor,
     seq_k: int,
     *,
-    causal: bool,
-    softmax_scale: float,
-    out_dtype: torch.dtype = torch.float16,
-    warp_rows: int = 32,
-    cta_rows: int = 128,
+    recipe: str | Recipe = "int8",
+    **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention_int8` on the tile images that the kernel reads: uint8 [B, Hkv, ceil(Sk/64), bytes]."""
-    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k)
-    return attention_int8(
-        query,
-        (k, k_scale),
-        (v, v_scale),
-        causal=causal,
-        softmax_scale=softmax_scale,
-        out_dtype=out_dtype,
-        warp_rows=warp_rows,
-        cta_rows=cta_rows,
-    )
+    """`attention_quantised` on the tile images that the kernel reads: uint8 [B, Hkv, ceil(Sk/64), bytes]."""
+    recipe = as_recipe(recipe)
+    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k, recipe.pv_format)
+    return attention_quantised(query, (k, k_scale), (v, v_scale), recipe=recipe, **options)
 
 
 def attention(
@@ -194,28 +170,33 @@ def attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
+    recipe: str | Recipe = "int8",
     causal: bool = False,
     softmax_scale: float | None = None,
-    v_scale: str = "channel",
     smooth_k: bool = True,
     warp_rows: int = 32,
     cta_rows: int = 128,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantisers and attention on q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], float16 or bfloat16 (float32 also works).
 
-    Returns out in q's dtype and lse float32 [B, Hq, Sq], as ``cute_attn.attention(recipe="int8")`` does.
+    Returns out in q's dtype and lse float32 [B, Hq, Sq], as `cute_attn.attention` does.
     """
+    recipe = as_recipe(recipe)
     if k.shape[2] == 0:
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
+    softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
+    tiles = {"warp_rows": warp_rows, "cta_rows": cta_rows}
+    if not recipe.quantises:
+        return attention_unquantised(q, k, v, recipe=recipe, causal=causal, softmax_scale=softmax_scale, **tiles)
     mean = quantizer_simulator.key_mean(k) if smooth_k else None
-    scale = quantizer_simulator.value_scale(v, v_scale)
-    return attention_int8(
+    scale = quantizer_simulator.value_scale(v, recipe)
+    return attention_quantised(
         quantizer_simulator.quantize_query(q, mean),
         quantizer_simulator.quantize_keys(k, mean),
-        (quantizer_simulator.quantize_values(v, scale), scale),
+        (quantizer_simulator.quantize_values(v, scale, recipe), scale),
+        recipe=recipe,
         causal=causal,
-        softmax_scale=1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale,
+        softmax_scale=softmax_scale,
         out_dtype=q.dtype,
-        warp_rows=warp_rows,
-        cta_rows=cta_rows,
+        **tiles,
     )

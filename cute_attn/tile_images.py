@@ -6,46 +6,54 @@ from functools import lru_cache
 
 import torch
 
-from cute_attn.kernels.tile_image import SCORE_MAGIC, TILE_TOKENS, TileImage
+from cute_attn.kernels.tile_image import SCORE_MAGIC, TILE_TOKENS, VALUE_BYTES, TileImage
 
 __all__ = ["pack_tile_images", "unpack_tile_images"]
 
 
 @lru_cache(maxsize=16)
-def _places(head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Byte of K's (token, dim) and of V's (token, channel) inside a tile: two int64 [64, D] tensors."""
-    image = TileImage(head_dim)
-    tokens, dims = range(TILE_TOKENS), range(head_dim)
-    k = [[image.k_offset + image.k(t, d) for d in dims] for t in tokens]
-    v = [[image.v_offset + image.v(d, t) for d in dims] for t in tokens]
+def _places(layout: TileImage) -> tuple[torch.Tensor, torch.Tensor]:
+    """Bytes of K's (token, dim) and of V's (token, channel) inside a tile: two int64 [64, D · bytes per element]."""
+    tokens, dims = range(TILE_TOKENS), range(layout.head_dim)
+    k = [[layout.k_offset + layout.k(t, d) for d in dims] for t in tokens]
+    element = range(VALUE_BYTES[layout.values])
+    v = [[layout.v_offset + layout.v(d, t) + byte for d in dims for byte in element] for t in tokens]
     return torch.tensor(k), torch.tensor(v)
 
 
 def unpack_tile_images(
-    image: torch.Tensor, head_dim: int, seq_k: int
+    image: torch.Tensor, head_dim: int, seq_k: int, values: str = "int8"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """k int8 [B, Hkv, Sk, D], k_scale float32 [B, Hkv, Sk], v int8 [B, Hkv, Sk, D] of image uint8 [B, Hkv, T, bytes].
+    """k int8 [B, Hkv, Sk, D], k_scale float32 [B, Hkv, Sk] and v [B, Hkv, Sk, D] of image uint8 [B, Hkv, T, bytes].
 
-    Raises ValueError if the image is not ceil(Sk/64) tiles of that head dim.
+    values: format of V in the image and in the result, "int8" or "float16"
+
+    Raises ValueError if the image is not ceil(Sk/64) tiles of that head dim and format.
     """
     batch, heads, tiles, nbytes = image.shape
-    layout = TileImage(head_dim)
+    layout = TileImage(head_dim, values)
     if layout.nbytes != nbytes or tiles != -(-seq_k // TILE_TOKENS):
-        raise ValueError(f"image of shape {tuple(image.shape)} does not hold {seq_k} tokens of {head_dim} channels")
-    k_places, v_places = (p.to(image.device) for p in _places(head_dim))
+        raise ValueError(
+            f"image of shape {tuple(image.shape)} does not hold {seq_k} tokens of {head_dim} channels, V in {values}"
+        )
+    k_places, v_places = (p.to(image.device) for p in _places(layout))
 
-    def plain(places: torch.Tensor) -> torch.Tensor:
-        tokens = image[..., places.flatten()].reshape(batch, heads, tiles * TILE_TOKENS, head_dim)
-        return tokens[:, :, :seq_k].contiguous().view(torch.int8)
+    def plain(places: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        tokens = image[..., places.flatten()].reshape(batch, heads, tiles * TILE_TOKENS, -1)
+        return tokens[:, :, :seq_k].contiguous().view(dtype)
 
     scales = image[..., layout.scale_offset :].contiguous().view(torch.float32)[..., :TILE_TOKENS]
-    return plain(k_places), scales.flatten(2)[..., :seq_k].contiguous(), plain(v_places)
+    k_scale = scales.flatten(2)[..., :seq_k].contiguous()
+    return plain(k_places, torch.int8), k_scale, plain(v_places, getattr(torch, values))
 
 
 def pack_tile_images(k: torch.Tensor, k_scale: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """The inverse of `unpack_tile_images`: image uint8 [B, Hkv, ceil(Sk/64), bytes], zeros past the end."""
+    """The inverse of `unpack_tile_images`: image uint8 [B, Hkv, ceil(Sk/64), bytes], zeros past the end.
+
+    v: int8 or float16, which decides the image's layout
+    """
     batch, heads, seq_k, head_dim = k.shape
-    layout = TileImage(head_dim)
+    layout = TileImage(head_dim, str(v.dtype).removeprefix("torch."))
     tiles = -(-seq_k // TILE_TOKENS)
     image = torch.zeros(batch, heads, tiles, layout.nbytes, dtype=torch.uint8, device=k.device)
 
@@ -54,7 +62,7 @@ def pack_tile_images(k: torch.Tensor, k_scale: torch.Tensor, v: torch.Tensor) ->
         padded[:, :, :seq_k] = x
         return padded.reshape(batch, heads, tiles, -1)
 
-    for x, places in zip((k, v), _places(head_dim), strict=True):
+    for x, places in zip((k, v), _places(layout), strict=True):
         image[..., places.to(k.device).flatten()] = tiled(x).view(torch.uint8)
     scale = tiled(k_scale)
     both = torch.cat([scale, -SCORE_MAGIC * scale], -1).contiguous()

@@ -14,7 +14,7 @@ from cutlass.cute.nvgpu import LoadCacheMode, cpasync, warp
 from cutlass.cute.nvgpu.warp.mma import WarpMmaOp
 from cutlass.cutlass_dsl import BaseDSL, T
 
-__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom", "mma_in_place"]
+__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom", "mma_16bit_op", "mma_in_place"]
 
 
 class MmaInt8Trait(Trait):
@@ -53,9 +53,18 @@ class MmaInt8Op(WarpMmaOp):
         return True
 
 
-def ldmatrix_atom() -> cute.CopyAtom:
-    """ldmatrix.x4 over bytes: lane l gives the address of row l%8 of matrix l//8; matrix i arrives in register i."""
-    return cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=False, num_matrices=4), Int8)
+def mma_16bit_op(operands: Any, accumulator: Any) -> Any:
+    """mma.sync.m16n8k16 of two 16-bit float operands, accumulated in float32 or, float16 operands only, in float16.
+
+    Fragments (lane = 4·g + t): as of `MmaInt8Op` with two elements a register, A's columns and B's rows (k) being
+    8·(r>>1) + 2·t + j and 8·r + 2·t + j. A float16 accumulator has columns 2·t and 2·t + 1 in one register.
+    """
+    return warp.MmaF16BF16Op(operands, accumulator, (16, 8, 16))
+
+
+def ldmatrix_atom(element: Any = Int8, *, transpose: bool = False) -> cute.CopyAtom:
+    """ldmatrix.x4: lane l gives the address of row l%8 (16 bytes) of matrix l//8; matrix i arrives in register i."""
+    return cute.make_copy_atom(warp.LdMatrix8x8x16bOp(transpose=transpose, num_matrices=4), element)
 
 
 def cp_async_atom() -> cute.CopyAtom:

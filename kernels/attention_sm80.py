@@ -22,9 +22,6 @@ __all__ = ["AttentionConfig", "AttentionSm80"]
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
-# The recipes' integers are bounded between chunks of this many tiles.
-_CHUNK_TILES = 256
-
 _LN2 = 0.6931471805599453
 
 # Keeps -inf · row_scale away from NaN, also in rows of zeros and in those that end as NaN.
@@ -43,7 +40,7 @@ class AttentionConfig:
     warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
-    recipe:    a key of recipes.RECIPES
+    recipe, accumulate: a key of recipes.RECIPES
     """
 
     head_dim: int
@@ -56,21 +53,22 @@ class AttentionConfig:
     stages: int = 2
     l2_bytes: int = 4 << 20
     recipe: str = "int8"
+    accumulate: str = "int32"
 
 
 class AttentionSm80:
-    """out = softmax(softmax_scale · q kᵀ) v from quantised operands, by warp-level MMAs.
+    """out = softmax(softmax_scale · q kᵀ) v by warp-level MMAs, from operands in the recipe's formats.
 
     A CTA of `warps` warps owns 16·m_tiles·warps query rows of one head and walks that head's KV tiles of 64 tokens from
     the last to the first. There are no specialised warps: every warp has its own rows and plays all roles in turn.
 
     Roles
-        load      `load_queries` once; `KvPipeline`: whole tile images by cp.async, `stages` - 1 ahead
+        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead
         mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, row sums += P·1)
         softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update` and `.probabilities`
         epilogue  `store_output`, `store_lse`
 
-    Tiles, with CTA_Q = 128, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte address)
+    Tiles of recipe int8, CTA_Q = 128, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte address)
         tensor  memory     logical shape          layout                                  swizzle  owner, lifetime
         sQ      shared     (row, byte) (128,128)  (128,(32,4)):(32,(1,4096)), s8          <1,4,3>  CTA, whole kernel
         sK      shared     (token, dim) (64,128)  TileImage.k, s8                         <1,4,3>  CTA, one stage
@@ -82,7 +80,7 @@ class AttentionSm80:
         sums    registers  (32) per warp          ((2,2)), s32: 4                         -        warp, whole kernel
     Shared memory: 16 KiB of Q and two stages of 16.5 KiB, 49 KiB: two CTAs share a multiprocessor of sm_86 and sm_89.
 
-    One KV tile
+    One KV tile of recipe int8 (the others: `recipes.RECIPES`)
         wait, barrier   this tile has arrived, and the stage of the previous one is free: request the next into it
         S = Q·Kᵀ        64 IMMA, Q and K by ldmatrix.x4, started at 0x4B400000 so that no I2F follows
         y = S·c         one FFMA a score, one FMNMX for the lane's row maxima
@@ -104,19 +102,20 @@ class AttentionSm80:
         if reason := self.can_implement(config):
             raise ValueError(reason)
         self.config = config
-        self.recipe = RECIPES[config.recipe]
+        self.recipe = RECIPES[config.recipe, config.accumulate]
         self.image = self.recipe.image(config.head_dim)
         self.threads = 32 * config.warps
         self.rows = 16 * config.m_tiles * config.warps
-        self.q_planes = operand_planes(self.rows, config.head_dim)
-        self.q_bytes = self.rows * config.head_dim
+        self.q_planes = operand_planes(self.rows, self.recipe.query_bytes * config.head_dim)
+        self.q_bytes = self.rows * self.recipe.query_bytes * config.head_dim
         self.shared_bytes = self.q_bytes + config.stages * self.image.nbytes
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
         """None, or why there is no kernel of this configuration."""
         allowed = {
-            "recipe": tuple(RECIPES),
+            "recipe": tuple(dict.fromkeys(name for name, _ in RECIPES)),
+            "accumulate": tuple(how for name, how in RECIPES if name == config.recipe),
             "head_dim": (32, 64, 128),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
@@ -138,33 +137,40 @@ class AttentionSm80:
             order = tuple(reversed(range(len(shape))))
             return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
 
-        out = make_fake_tensor(
-            _OUT_DTYPES[c.out_dtype],
-            (batch, heads, seq_q, c.head_dim),
-            (*(cute.sym_int64(divisibility=c.out_align // 2) for _ in range(3)), 1),
-            assumed_align=c.out_align,
-        )
+        if self.recipe.quantised:
+            query = (compact(Int8, (batch, heads, seq_q, c.head_dim), 16),)
+            query += tuple(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2))
+            key_value = (
+                compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
+                compact(Float32, (batch, kv_heads, c.head_dim), 16),
+            )
+        else:
+            query = (self._fake_rows(batch, heads, seq_q, self.recipe.element, 16), None, None)
+            key_value = tuple(self._fake_rows(batch, kv_heads, tiles, self.recipe.element, 16) for _ in range(2))
         return (
-            compact(Int8, (batch, heads, seq_q, c.head_dim), 16),
-            compact(Float32, (batch, heads, seq_q), 4),
-            compact(Float32, (batch, heads, seq_q), 4),
-            compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
-            compact(Float32, (batch, kv_heads, c.head_dim), 16),
-            out,
+            *query,
+            *key_value,
+            self._fake_rows(batch, heads, seq_q, _OUT_DTYPES[c.out_dtype], c.out_align),
             compact(Float32, (batch, heads, seq_q), 4) if c.has_lse else None,
             Int32(0),
             Float32(0),
             make_fake_stream(use_tvm_ffi_env_stream=True),
         )
 
+    def _fake_rows(self, batch: Any, heads: Any, tokens: Any, element: Any, align: int) -> Any:
+        """[B, H, S, D] of 16-bit floats with any strides that keep rows aligned to ``align`` bytes."""
+        strides = tuple(cute.sym_int64(divisibility=align // 2) for _ in range(3))
+        shape = (batch, heads, tokens, self.config.head_dim)
+        return make_fake_tensor(element, shape, (*strides, 1), assumed_align=align)
+
     @cute.jit
     def __call__(
         self,
         q: cute.Tensor,
-        q_scale: cute.Tensor,
-        q_bias: cute.Tensor,
-        image: cute.Tensor,
-        v_scale: cute.Tensor,
+        q_scale: cute.Tensor | None,
+        q_bias: cute.Tensor | None,
+        keys: cute.Tensor,
+        values: cute.Tensor,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
@@ -173,23 +179,28 @@ class AttentionSm80:
     ):
         """Launch.
 
-        q:        int8 [B, Hq, Sq, D], compact, as q_scale and q_bias (float32 [B, Hq, Sq])
-        q_scale:  factor from int8 to Q
-        q_bias:   q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row whose
-                  scale or bias is not finite becomes NaN, and no other row does
-        image:    uint8 [B, Hkv, T, bytes], compact: the recipe's KV tile images; query head h reads head h // (Hq/Hkv)
-        v_scale:  float32 [B, Hkv, D], compact: factor from int8 to V
+        Query head h reads KV head h // (Hq/Hkv). With a recipe that quantises:
+            q:       int8 [B, Hq, Sq, D], compact, as q_scale and q_bias (float32 [B, Hq, Sq])
+            q_scale: factor from int8 to Q
+            q_bias:  q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row
+                     whose scale or bias is not finite becomes NaN, and no other row does
+            keys:    uint8 [B, Hkv, T, bytes], compact: the recipe's KV tile images
+            values:  float32 [B, Hkv, D], compact: factor to V
+        Without:
+            q, keys, values: 16-bit floats [B, H, S, D], any strides with contiguous rows aligned to 16 bytes
+            q_scale, q_bias: None
+
         out:      [B, Hq, Sq, D], any strides with contiguous rows aligned to `out_align` bytes
         lse:      float32 [B, Hq, Sq], compact, natural logarithm, -inf for rows without keys; None unless `has_lse`
-        seq_k:    keys; T = ceil(seq_k / 64)
+        seq_k:    keys, T = ceil(seq_k / 64) tiles
         softmax_scale_log2: softmax_scale · log2(e), >= 0
         """
         batch, heads, seq_q, _ = q.shape
         all_heads = batch * heads
-        head_bytes = cutlass.max(image.shape[2], 1) * self.image.nbytes
+        head_bytes = cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1) * self.image.nbytes
         together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
-        self.kernel(q, q_scale, q_bias, image, v_scale, out, lse, seq_k, softmax_scale_log2).launch(
+        self.kernel(q, q_scale, q_bias, keys, values, out, lse, seq_k, softmax_scale_log2).launch(
             grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
         )
 
@@ -197,10 +208,10 @@ class AttentionSm80:
     def kernel(
         self,
         q: cute.Tensor,
-        q_scale: cute.Tensor,
-        q_bias: cute.Tensor,
-        image: cute.Tensor,
-        v_scale: cute.Tensor,
+        q_scale: cute.Tensor | None,
+        q_bias: cute.Tensor | None,
+        keys: cute.Tensor,
+        values: cute.Tensor,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
@@ -209,25 +220,20 @@ class AttentionSm80:
         batch, heads, seq_q, head_dim = q.shape
         head, row_begin = self.assignment()
         if head < batch * heads:
-            kv_head = head // (heads // image.shape[1])
+            kv_head = head // (heads // keys.shape[1])
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             tiles = bounds.tiles()
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
-            self.load_queries(q.iterator + Int64(head) * seq_q * head_dim, shared, bounds)
-            last_tile = Int64(kv_head) * image.shape[2] + (tiles - 1)
-            pipeline = KvPipeline.create(
-                image.iterator + last_tile * self.image.nbytes,
-                shared + self.q_bytes,
-                cute.arch.thread_idx()[0],
-                self.image.nbytes,
-                self.config.stages,
-                self.threads,
-            )
+            self.load_queries(self.head_queries(q, head), shared, bounds)
+            source = self.recipe.source(keys, values, kv_head, tiles, seq_k, self.image, self.threads)
+            pipeline = KvPipeline.create(source, shared + self.q_bytes, self.image.nbytes, self.config.stages)
             pipeline.start(tiles)
-            scales = self.head_rows(q_scale, head)
+            scales, biases, channels = None, None, None
+            if const_expr(self.recipe.quantised):
+                scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
+                channels = cute.make_tensor(values.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
             softmax = self.attend(pipeline, bounds, shared, self.row_scales(scales, bounds, softmax_scale_log2))
-            poison = (scales, self.head_rows(q_bias, head), softmax_scale_log2)
-            channels = cute.make_tensor(v_scale.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
+            poison = (scales, biases, softmax_scale_log2)
             self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
             if const_expr(lse is not None):
                 self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
@@ -247,6 +253,17 @@ class AttentionSm80:
         seq_q = x.shape[2]
         return cute.make_tensor(x.iterator + Int64(head) * seq_q, cute.make_layout(seq_q))
 
+    def head_queries(self, q: cute.Tensor, head: Int32) -> cute.Tensor:
+        """[Sq, D] of one head of Q.
+
+        Compact Q is addressed by the flat head: with strides, ptxas spills a dozen registers in int8's masked loop.
+        """
+        _, heads, seq_q, head_dim = q.shape
+        if self.recipe.quantised:
+            rows = cute.make_layout((seq_q, head_dim), stride=(head_dim, 1))
+            return cute.make_tensor(q.iterator + Int64(head) * seq_q * head_dim, rows)
+        return q[head // heads, head % heads, None, None]
+
     def warp_row(self) -> Int32:
         """First of the warp's rows, relative to the CTA's first row."""
         return cute.arch.thread_idx()[0] // 32 * (16 * self.config.m_tiles)
@@ -256,30 +273,36 @@ class AttentionSm80:
         return bounds.row_begin + self.warp_row() + lane_index() // 4
 
     @cute.jit
-    def row_scales(self, scales: cute.Tensor, bounds: SequenceBounds, softmax_scale_log2: Float32) -> cute.Tensor:
+    def row_scales(
+        self, scales: cute.Tensor | None, bounds: SequenceBounds, softmax_scale_log2: Float32
+    ) -> cute.Tensor:
         """float32 (2·m_tiles,): factor from y to base-2 scores for each of this lane's rows, positive and finite."""
         row = self.lane_row(bounds)
         row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
         for r in range_constexpr(2 * self.config.m_tiles):
-            row_scale[r] = Float32(0)
-            if row + 8 * r < bounds.seq_q:
-                factor = scales[row + 8 * r] * softmax_scale_log2
-                row_scale[r] = factor if factor < Float32.inf else Float32(0)
+            row_scale[r] = softmax_scale_log2
+            if const_expr(scales is not None):
+                row_scale[r] = Float32(0)
+                if row + 8 * r < bounds.seq_q:
+                    factor = scales[row + 8 * r] * softmax_scale_log2
+                    row_scale[r] = factor if factor < Float32.inf else Float32(0)
             row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
         return row_scale
 
     @cute.jit
-    def load_queries(self, q: cute.Pointer, shared: cute.Pointer, bounds: SequenceBounds):
-        """Rows of Q -> planes in shared memory, zeros for rows that do not exist; 16 bytes a thread and round."""
+    def load_queries(self, q: cute.Tensor, shared: cute.Pointer, bounds: SequenceBounds):
+        """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one; 16 bytes a thread and round."""
         thread = cute.arch.thread_idx()[0]
-        row_bytes = self.config.head_dim
+        row_bytes = self.recipe.query_bytes * self.config.head_dim
+        rows = cute.recast_ptr(q.iterator, dtype=Uint8)
+        step = q.stride[0] * self.recipe.query_bytes
         chunks = row_bytes // 16
         row, byte = thread // chunks, thread % chunks * 16
         planes = self.q_planes.cute()
         for i in range_constexpr(self.rows * chunks // self.threads):
             r = row + i * (self.threads // chunks)
             valid = Int32(16) if bounds.row_begin + r < bounds.seq_q else Int32(0)
-            source = q + (Int64(bounds.row_begin + r) * row_bytes + byte)
+            source = rows + (Int64(bounds.row_begin + r) * step + byte)
             cp_async_zfill(shared + planes((r, byte)), source, valid)
 
     @cute.jit
@@ -287,24 +310,27 @@ class AttentionSm80:
         """Visit the KV tiles from the last to the first; returns the softmax's final state.
 
         Two loops with the same body: the tiles that need a mask, at most one per 64 rows and one more, and the steady
-        loop over all others, which has no instruction for masks. Chunks of 256 tiles bound what integers can grow by.
+        loop over all others, which has no instruction for masks. Chunks of tiles bound what integers can
+        grow by; floats need none.
         """
         m_tiles = self.config.m_tiles
-        scores = self.recipe.scores.create(
-            shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles
-        )
-        softmax = self.recipe.softmax.create(row_scale, self.image, m_tiles)
+        scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
+        softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles
         while tile > full:  # counted like this, ptxas finds registers for everything
             tile = tile - 1
             self.visit(tile, pipeline, scores, softmax, mask)
-        for chunk in cutlass.range((full + (_CHUNK_TILES - 1)) // _CHUNK_TILES, unroll=1):
-            end = full - chunk * _CHUNK_TILES
-            softmax.bound_sums()
-            for i in cutlass.range(cutlass.min(end, _CHUNK_TILES), unroll=1):
-                self.visit(end - 1 - i, pipeline, scores, softmax, None)
+        if const_expr(softmax.chunk_tiles is None):
+            for i in cutlass.range(full, unroll=1):
+                self.visit(full - 1 - i, pipeline, scores, softmax, None)
+        else:
+            for chunk in cutlass.range((full + (softmax.chunk_tiles - 1)) // softmax.chunk_tiles, unroll=1):
+                end = full - chunk * softmax.chunk_tiles
+                softmax.bound_sums()
+                for i in cutlass.range(cutlass.min(end, softmax.chunk_tiles), unroll=1):
+                    self.visit(end - 1 - i, pipeline, scores, softmax, None)
         return softmax
 
     @cute.jit
@@ -326,14 +352,14 @@ class AttentionSm80:
 
     @cute.jit
     def store_output(
-        self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, v_scales: cute.Tensor, poison: tuple
+        self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, v_scales: cute.Tensor | None, poison: tuple
     ):
-        """out = O / Σ P · v_scale; 8 consecutive channels a store, no shared memory.
+        """out = O / Σ P · v_scale; as many consecutive channels a store as a lane holds, no shared memory.
 
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
         its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
         """
-        out_dtype = _OUT_DTYPES[self.config.out_dtype]
+        out_dtype, run = _OUT_DTYPES[self.config.out_dtype], self.image.output_run
         for r in range_constexpr(2 * self.config.m_tiles):
             row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q:
@@ -342,15 +368,17 @@ class AttentionSm80:
                 if bounds.key_limit(row) > 0:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
                 inverse = inverse + _nan_if_not_finite(poison, row)
-                for g in range_constexpr(self.config.head_dim // 32):
-                    octet = 4 * g + lane_index() % 4
-                    scale = cute.make_rmem_tensor((8,), Float32)
-                    values = cute.make_rmem_tensor((8,), out_dtype)
-                    cute.autovec_copy(cute.local_tile(v_scales, (8,), (octet,)), scale)
-                    for i in range_constexpr(8):
-                        o = softmax.output[(i % 2, r % 2), r // 2, 4 * g + i // 2].to(Float32)
+                for g in range_constexpr(self.config.head_dim // (4 * run)):
+                    place = 4 * g + lane_index() % 4
+                    scale = cute.make_rmem_tensor((run,), Float32)
+                    values = cute.make_rmem_tensor((run,), out_dtype)
+                    scale.fill(1.0)
+                    if const_expr(v_scales is not None):
+                        cute.autovec_copy(cute.local_tile(v_scales, (run,), (place,)), scale)
+                    for i in range_constexpr(run):
+                        o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
                         values[i] = (o * inverse * scale[i]).to(out_dtype)
-                    cute.autovec_copy(values, cute.local_tile(out[row, None], (8,), (octet,)))
+                    cute.autovec_copy(values, cute.local_tile(out[row, None], (run,), (place,)))
 
     @cute.jit
     def store_lse(self, softmax: Any, bounds: SequenceBounds, lse: cute.Tensor, poison: tuple):
@@ -362,11 +390,17 @@ class AttentionSm80:
                 _, log2_total = softmax.row_totals(r)
                 if bounds.key_limit(row) > 0:
                     log2_total = log2_total + (log2_total - log2_total)  # NaN where Σ P = 0, as in the output
-                smoothed = log2_total + softmax_scale_log2 * bias[row]
-                lse[row] = smoothed * _LN2 + _nan_if_not_finite(poison, row)
+                if const_expr(bias is not None):
+                    log2_total = log2_total + softmax_scale_log2 * bias[row]
+                lse[row] = log2_total * _LN2 + _nan_if_not_finite(poison, row)
 
 
 def _nan_if_not_finite(poison: tuple, row: Int32) -> Float32:
-    """0, or NaN if Q's scale or bias of this row says that the row held, or met, something that is not finite."""
+    """0, or NaN if Q's scale or bias of this row says that the row held, or met, something that is not finite.
+
+    Without them the row's own scores say so: their probabilities are NaN.
+    """
+    if const_expr(poison[0] is None):
+        return Float32(0)
     scale, bias = poison[0][row], poison[1][row]
     return (scale - scale) + (bias - bias)

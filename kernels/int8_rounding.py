@@ -1,4 +1,4 @@
-"""Symmetric INT8 in float32 arithmetic: scales, their inverses, rounding, packing.
+"""Symmetric INT8 in float32 arithmetic: scales, their inverses, rounding, packing; and float16's power-of-two scales.
 
 Every step is one correctly rounded float32 operation that no compiler contracts with a neighbour, so that the simulator
 reproduces the bits.
@@ -16,7 +16,7 @@ from cutlass.cutlass_dsl import select_
 
 from .tile_image import SCORE_MAGIC
 
-__all__ = ["absolute_max", "inverse_scale", "scale_22_bits", "symmetric_scale", "to_int8x4"]
+__all__ = ["absolute_max", "inverse_scale", "power_of_two_scale", "scale_22_bits", "symmetric_scale", "to_int8x4"]
 
 _INVERSE_127 = 1.0 / 127.0
 _SMALLEST_SCALE = 2.0**-126
@@ -31,6 +31,12 @@ def symmetric_scale(amax: Float32) -> Float32:
     """amax · fl(1/127), 0 where that is below 2^-126, non-finite where amax is."""
     scale = amax * Float32(_INVERSE_127)
     return Float32(select_(scale < Float32(_SMALLEST_SCALE), Float32(0.0), scale))
+
+
+def power_of_two_scale(amax: Float32) -> Float32:
+    """The largest power of two not above ``amax``, 0 where that is below 2^-126, non-finite where amax is."""
+    power = (amax.bitcast(Int32) & 0x7F800000).bitcast(Float32)  # 0 if subnormal
+    return Float32(select_(amax < Float32.inf, power, amax))
 
 
 def scale_22_bits(scale: Float32) -> Float32:

@@ -7,7 +7,14 @@ from cutlass import Int32
 
 from .tile_image import StaticLayout
 
-__all__ = ["PLANE_BYTES_PER_ROW", "a_fragment_row", "b_fragment_offset", "lane_index", "operand_planes"]
+__all__ = [
+    "PLANE_BYTES_PER_ROW",
+    "a_fragment_row",
+    "b_fragment_offset",
+    "lane_index",
+    "operand_planes",
+    "transposed_b_fragment_offset",
+]
 
 PLANE_BYTES_PER_ROW = 32
 """One k step of mma.m16n8k32 in 8-bit elements."""
@@ -39,4 +46,10 @@ def b_fragment_offset() -> Int32:
     neighbouring 8 by 32-byte B fragments, the first in registers 0 and 1, the second in 2 and 3."""
     lane = lane_index()
     row, byte = lane % 8 + lane // 16 * 8, lane // 8 % 2 * 16
+    return cute.assume(operand_planes(16, PLANE_BYTES_PER_ROW).cute()((row, byte)), divby=16)
+
+
+def transposed_b_fragment_offset() -> Int32:
+    """The same where a plane's row is one k with 16 columns, for ldmatrix.x4.trans: k of 16 bits each."""
+    row, byte = a_fragment_row(lane_index())
     return cute.assume(operand_planes(16, PLANE_BYTES_PER_ROW).cute()((row, byte)), divby=16)

@@ -12,7 +12,15 @@ from cutlass import Float32, Int32
 from cutlass._mlir.dialects import llvm
 from cutlass.cutlass_dsl import T
 
-__all__ = ["any_greater", "cp_async_zfill", "pack_bytes_f16", "shift_right"]
+__all__ = [
+    "any_greater",
+    "cp_async_zfill",
+    "multiply_f16x2",
+    "pack_bf16x2",
+    "pack_bytes_f16",
+    "pack_f16x2",
+    "shift_right",
+]
 
 
 def _asm(result: Any, text: str, operands: list[Any], constraints: str, *, side_effects: bool = False) -> Any:
@@ -64,6 +72,21 @@ def pack_bytes_f16(p: list[Float32]) -> Int32:
         "prmt.b32 $0, a, b, 0x6420;}"
     )
     return Int32(_asm(T.i32(), text, [*p, Int32(0x64006400)], "=r,f,f,f,f,r"))
+
+
+def pack_f16x2(low: Float32, high: Float32) -> Int32:
+    """Two float32 rounded to float16 in one register, one F2FP. The DSL converts one by one and then joins them."""
+    return Int32(_asm(T.i32(), "cvt.rn.f16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
+
+
+def pack_bf16x2(low: Float32, high: Float32) -> Int32:
+    """The same in bfloat16."""
+    return Int32(_asm(T.i32(), "cvt.rn.bf16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
+
+
+def multiply_f16x2(a: Int32, b: Int32) -> Int32:
+    """Two float16 products, one HMUL2, of float16 accumulators as the registers that the MMA leaves them in."""
+    return Int32(_asm(T.i32(), "mul.rn.f16x2 $0, $1, $2;", [a, b], "=r,r,r"))
 
 
 def shift_right(value: Int32, count: Int32) -> Int32:

@@ -2,44 +2,53 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Uint8, range_constexpr
+from cutlass import Float32, Int32, Uint8, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.cutlass_dsl import select_
 
 from .int8_rounding import absolute_max, inverse_scale, scale_22_bits, symmetric_scale, to_int8x4
+from .ptx import pack_f16x2
 from .rows import THREADS, VECTOR, QuantizerConfig, fake_tensor, load_vector
-from .tile_image import SCORE_MAGIC, TILE_TOKENS, TileImage
+from .tile_image import SCORE_MAGIC, TILE_TOKENS, VALUE_BYTES, TileImage
 
-__all__ = ["KeyValueTiles"]
+__all__ = ["KeyValueTiles", "TilesConfig"]
 
-_TOKENS_PER_WORD = 4
+
+@dataclass(frozen=True)
+class TilesConfig:
+    """quantizer: what all quantisers are compiled for. values: format of V in the image, "int8" or "float16"."""
+
+    quantizer: QuantizerConfig
+    values: str = "int8"
 
 
 class KeyValueTiles:
     """Writes tile images, one CTA per (tile of 64 tokens, KV head, batch element).
 
     Called with k, v [B, Hkv, Sk, D] (any strides, head dim contiguous, Sk ≥ 1), k_mean, v_scale float32 [B, Hkv, D],
-    and image uint8 [B, Hkv, ceil(Sk/64), 128·D+512] (contiguous tiles, 16-byte aligned), which it fills; tokens from Sk
-    on get zeros. K is quantised per token after its mean is subtracted, V by the scales it is given. |K − mean| up to
-    3.4e33 is in range: SCORE_MAGIC times its scale has to be finite.
+    and image uint8 [B, Hkv, ceil(Sk/64), TileImage.nbytes] (contiguous tiles, 16-byte aligned), which it fills; tokens
+    from Sk on get zeros. K is quantised per token after its mean is subtracted, V by the scales it is given. |K − mean|
+    up to 3.4e33 is in range: SCORE_MAGIC times its scale has to be finite.
 
     The image is put together in shared memory, so that global memory sees 16-byte reads (`in_align` permitting) and
     contiguous 16-byte writes, each byte once.
     """
 
-    def __init__(self, config: QuantizerConfig):
+    def __init__(self, config: TilesConfig):
         if reason := self.can_implement(config):
             raise ValueError(reason)
-        self.config = config
-        self.tile = TileImage(config.head_dim)
+        self.config = config.quantizer
+        self.tile = TileImage(config.quantizer.head_dim, config.values)
+        self.tokens_per_word = 4 // VALUE_BYTES[config.values]
 
     @staticmethod
-    def can_implement(config: QuantizerConfig) -> str | None:
-        return config.refusal() or TileImage.can_implement(config.head_dim)
+    def can_implement(config: TilesConfig) -> str | None:
+        return config.quantizer.refusal() or TileImage.can_implement(config.quantizer.head_dim, config.values)
 
     def fake_arguments(self) -> tuple[Any, ...]:
         element = self.config.element_type
@@ -97,24 +106,30 @@ class KeyValueTiles:
 
     @cute.jit
     def stage_values(self, v: cute.Tensor, v_scale: cute.Tensor, staged: cute.Tensor, place, thread: Int32):
-        """Four tokens by eight channels per thread, transposed in registers: a word is one channel of four tokens."""
+        """Eight channels of a word's tokens per thread, transposed in registers: a word is one channel."""
         batch, head, tile = place
         lanes, align = self.config.lanes_per_row, self.config.in_align
         channel = thread % lanes * VECTOR
         last = v.shape[2] - 1
         scale = load_vector(v_scale, (batch, head, channel), 16)
         inverse = [inverse_scale(s) for s in scale]
-        for start in range_constexpr(0, TILE_TOKENS, _TOKENS_PER_WORD * self.config.rows_per_pass):
-            local = start + thread // lanes * _TOKENS_PER_WORD
+        for start in range_constexpr(0, TILE_TOKENS, self.tokens_per_word * self.config.rows_per_pass):
+            local = start + thread // lanes * self.tokens_per_word
             if local < TILE_TOKENS:
                 rows = []
-                for i in range_constexpr(_TOKENS_PER_WORD):
+                for i in range_constexpr(self.tokens_per_word):
                     token = tile * TILE_TOKENS + local + i
                     values = load_vector(v, (batch, head, cutlass.min(token, last), channel), align)
                     rows.append([Float32(select_(token <= last, value, Float32(0.0))) for value in values])
                 for j in range_constexpr(VECTOR):
-                    word = to_int8x4([row[j] for row in rows], [inverse[j]] * _TOKENS_PER_WORD)
+                    word = self.value_word([row[j] for row in rows], inverse[j])
                     store_word(staged, self.tile.v_offset, self.tile.v, (channel + j, local), word)
+
+    def value_word(self, values: list[Float32], inverse: Float32) -> Int32:
+        """One channel of V of neighbouring tokens, divided by its scale: four bytes or two float16."""
+        if const_expr(self.tile.values == "float16"):
+            return pack_f16x2(*(value * inverse for value in values))
+        return to_int8x4(values, [inverse] * self.tokens_per_word)
 
     @cute.jit
     def write_image(self, staged: cute.Tensor, image: cute.Tensor, place, thread: Int32):

@@ -18,8 +18,9 @@ from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.cutlass_dsl import select_
 
-from .int8_rounding import absolute_max, symmetric_scale
+from .int8_rounding import absolute_max, power_of_two_scale, symmetric_scale
 from .rows import THREADS, VECTOR, QuantizerConfig, fake_tensor, load_vector
+from .tile_image import VALUE_BYTES
 
 __all__ = ["CHUNK_TOKENS", "FinishStatistics", "KeyValueStatistics", "StatisticsConfig"]
 
@@ -106,10 +107,14 @@ class KeyValueStatistics:
 
 @dataclass(frozen=True)
 class StatisticsConfig:
-    """head_dim: D. v_scale: "channel", or "tensor" for one scale over all tokens and channels of a (batch, KV head)."""
+    """head_dim: D. v_scale: "channel", or "tensor" for one scale over all tokens and channels of a (batch, KV head).
+
+    values: what V becomes, "int8" (scale amax/127) or "float16" (the power of two not above amax).
+    """
 
     head_dim: int
     v_scale: str = "channel"
+    values: str = "int8"
 
 
 class FinishStatistics:
@@ -127,6 +132,8 @@ class FinishStatistics:
     def can_implement(config: StatisticsConfig) -> str | None:
         if config.v_scale not in ("channel", "tensor"):
             return f"v_scale {config.v_scale} is neither channel nor tensor"
+        if config.values not in VALUE_BYTES:
+            return f"values {config.values} is not one of {', '.join(VALUE_BYTES)}"
         return QuantizerConfig(config.head_dim, "float16").refusal()
 
     def fake_arguments(self) -> tuple[Any, ...]:
@@ -158,7 +165,8 @@ class FinishStatistics:
         k_mean[batch, head, channel] = total / Float32(seq_k)
         if const_expr(self.config.v_scale == "tensor"):
             amax = self.over_channels(amax, channel)
-        v_scale[batch, head, channel] = symmetric_scale(amax)
+        scale = power_of_two_scale if const_expr(self.config.values == "float16") else symmetric_scale
+        v_scale[batch, head, channel] = scale(amax)
 
     @cute.jit
     def over_channels(self, amax: Float32, channel: Int32) -> Float32:

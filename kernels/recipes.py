@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+from cutlass import BFloat16, Float16, Int8
+
+from .kv_sources import ImageSource, RowSource
+from .row_tile import RowTile
+from .scores_float import FloatScores
 from .scores_int8 import Int8Scores
+from .softmax_float import ACCUMULATORS, FloatSoftmax
 from .softmax_int8 import IntegerSoftmax
 from .tile_image import TileImage
 
@@ -14,18 +21,50 @@ __all__ = ["RECIPES", "Recipe"]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Operand formats, scale access, softmax and conversion of P, as three classes; each made once per warp.
+    """Operand formats, scale access, softmax and conversion of P, as factories; each is called once per warp.
 
-    image:   head dim -> layout of one KV tile: ``nbytes``; the other two know what lies where in it
-    scores:  Q and K. ``create``, ``multiply`` (stage -> accumulators of Q·Kᵀ), ``dequantise`` (accumulators -> scores
-             and row maxima, through a mask or not)
-    softmax: P and V. ``create``, ``bound_sums`` (before a chunk of tiles), ``update`` (row maxima), ``probabilities``
-             (scores -> A operand), ``accumulate`` (A operand, stage -> ``output``), ``row_totals``
+    element: type of Q
+    image:   head dim -> layout of one KV tile in shared memory: ``nbytes``; the others know what lies where in it
+    source:  how tiles get there: ``copy`` (stage)
+    scores:  Q and K. ``multiply`` (stage -> accumulators of Q·Kᵀ), ``dequantise`` (accumulators -> scores and row
+             maxima, through a mask or not)
+    softmax: P and V. ``bound_sums`` (before every ``chunk_tiles`` tiles, unless None), ``update`` (row maxima),
+             ``probabilities`` (scores -> A operand), ``accumulate`` (A operand, stage -> ``output``), ``row_totals``
     """
 
+    element: Any
     image: Any
+    source: Any
     scores: Any
     softmax: Any
 
+    @property
+    def quantised(self) -> bool:
+        """Whether Q comes with scales, and K and V as tile images."""
+        return self.element is Int8
 
-RECIPES = {"int8": Recipe(TileImage, Int8Scores, IntegerSoftmax)}
+    @property
+    def query_bytes(self) -> int:
+        """Bytes of an element of Q."""
+        return self.element.width // 8
+
+
+def _int8(values: str, softmax: Any) -> Recipe:
+    return Recipe(Int8, partial(TileImage, values=values), ImageSource.create, Int8Scores.create, softmax)
+
+
+def _float(element: Any) -> Recipe:
+    softmax = partial(FloatSoftmax.create, accumulator=ACCUMULATORS["float32"], element=element)
+    return Recipe(element, RowTile, RowSource.create, partial(FloatScores.create, element=element), softmax)
+
+
+RECIPES = {
+    ("int8", "int32"): _int8("int8", IntegerSoftmax.create),
+    **{
+        ("int8_fp16", name): _int8("float16", partial(FloatSoftmax.create, accumulator=how))
+        for name, how in ACCUMULATORS.items()
+    },
+    ("fp16", "float32"): _float(Float16),
+    ("bf16", "float32"): _float(BFloat16),
+}
+"""By (recipe, accumulate)."""

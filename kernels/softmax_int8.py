@@ -7,40 +7,32 @@ from dataclasses import dataclass
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int8, Int32, Uint8
-from cutlass.cute.math import RoundingMode
 
 from .atoms import MmaInt8Op, ldmatrix_atom, mma_in_place
 from .operand_planes import b_fragment_offset, lane_index
 from .ptx import any_greater, pack_bytes_f16, shift_right
+from .running_max import UNSEEN, quad_max, raised_bias, score_limit
 from .tile_image import TILE_TOKENS, TileImage
 
 __all__ = ["IntegerSoftmax"]
 
 _LOG2_255 = 7.994353436858858
 
-# log2(255) - m of a row that has seen no key: larger than any score is negative, small enough that -inf stays -inf.
-_UNSEEN = float(2**100)
-
 _HEADROOM = 0.5
 
 # 2^31 / 127 less what 256 tiles of 64 probabilities of at most 255 can add, rounded down.
 _SUM_BOUND = 12_700_000
-
-# A probability above 255 would wrap to a small one, so every rounding of m, of the bias and of the limit goes to the
-# safe side, and this relative margin covers the approximate reciprocal in the limit.
-_MARGIN = float(2**-20)
-_UP, _DOWN, _NEAREST = RoundingMode.UP, RoundingMode.DOWN, RoundingMode.NEAREST_EVEN
 
 
 @dataclass(frozen=True)
 class IntegerSoftmax:
     """State of one warp's rows; R = 2·m_tiles rows per lane, row r is accumulator row 16·(r//2) + 8·(r%2) + lane//4.
 
-    With x = y·row_scale the scores in base 2, every row holds an integer-valued m, kept as bias = log2(255) - m, and
+    With x = y·row_scale the scores in base 2 and `running_max` with 2^top = 255, for larger ones would wrap,
         P = u8(2^(x + bias)),   output = Σ P·V,   row_sum = Σ P      (int32).
-    While no score of the warp passes its row's limit = m / row_scale nothing of the state is touched: a tile costs one
-    FFMA and one MUFU per score and no work on the output. Otherwise m rises to ceil(x_max + ½) and output and row sum
-    are shifted right. The ½ spares the next rescale at the price of at most half a bit of P.
+    While no score of the warp passes its row's limit nothing of the state is touched: a tile costs one FFMA and one
+    MUFU per score and no work on the output. Otherwise m rises to ceil(x_max + ½) and output and row sum are shifted
+    right. The ½ spares the next rescale at the price of at most half a bit of P.
 
     |output| <= 127·row_sum, so int32 holds as long as row_sum < 2^31/127 = 16.9 million: `bound_sums` before every
     256 tiles (at most 4 177 920 more) keeps it below 12.7 million there.
@@ -72,7 +64,7 @@ class IntegerSoftmax:
             for i in range(cute.size(tensor)):
                 tensor[i] = Int32(0)
         for r in range(rows):
-            bias[r] = Float32(_UNSEEN)
+            bias[r] = Float32(UNSEEN)
             limit[r] = -Float32.inf
         odd_column = (lane_index() >> 2) & 1
         for m in range(m_tiles):
@@ -92,14 +84,13 @@ class IntegerSoftmax:
         Everything hangs on the shuffles, which ptxas does not speculate: it would otherwise move this above the branch.
         """
         for r in range(2 * self.m_tiles):
-            y = cute.arch.fmax(maxima[r], cute.arch.shuffle_sync_bfly(maxima[r], 1))
-            y = cute.arch.fmax(y, cute.arch.shuffle_sync_bfly(y, 2))
-            x = cute.math.mul(y, self.row_scale[r], rounding=_UP)
-            m = cute.math.ceil(cute.math.add(x, Float32(_HEADROOM), rounding=_UP))
-            bias = cute.arch.fmin(self.bias[r], cute.math.add(Float32(_LOG2_255), -m, rounding=_DOWN))
+            bias = raised_bias(self.bias[r], quad_max(maxima[r]), self.row_scale[r], _LOG2_255, _HEADROOM)
             # The biases are rounded, so their difference is near the integer it stands for, on either side.
             count = (cute.arch.fmin(self.bias[r] - bias, Float32(31)) + Float32(0.5)).to(Int32)
             self._shift(r, count, bias)
+
+    chunk_tiles = 256
+    """Tiles whose sums are in range after `bound_sums`."""
 
     def bound_sums(self) -> None:
         """Halve the rows whose sum could pass the bound within the next 256 tiles."""
@@ -112,16 +103,8 @@ class IntegerSoftmax:
         return Int32(1) if row_sum >= _SUM_BOUND else Int32(0)
 
     def _shift(self, r: int, count: Int32, bias: Float32) -> None:
-        """Shift what row ``r`` accumulated right by ``count``, to match its new ``bias``.
-
-        The explicit roundings also keep multiplication and addition apart: where they are contracted to FFMA in this
-        rarely taken code, ptxas spills a dozen registers in the main loop.
-        """
-        self.bias[r] = bias
-        m = cute.math.add(Float32(_LOG2_255), -bias, rounding=_NEAREST)
-        margin = cute.math.mul(cute.math.abs(m), Float32(-_MARGIN), rounding=_NEAREST)
-        reciprocal = cute.math.rcp(self.row_scale[r], approx=True, ftz=True)
-        self.limit[r] = cute.math.add(m, margin, rounding=_NEAREST) * reciprocal
+        """Shift what row ``r`` accumulated right by ``count``, to match its new ``bias``."""
+        self.bias[r], self.limit[r] = bias, score_limit(bias, self.row_scale[r], _LOG2_255)
         tile, hi = r // 2, r % 2
         for e in range(2):
             if e == tile or self.m_tiles == 1:
@@ -168,7 +151,7 @@ class IntegerSoftmax:
         for k in range(TILE_TOKENS // 32):
             for n in range(dims // 16):
                 v = cute.make_rmem_tensor(((4, 2), 2), Int8)
-                row = cute.make_tensor(values + (n * 16 * 32 + k * dims * 32), fragment)
+                row = cute.make_tensor(values + self.image.value_fragment(n, k), fragment)
                 cute.copy(load, row, cute.make_tensor(v.iterator, fragment))
                 for t in range(2):
                     for m in range(self.m_tiles):

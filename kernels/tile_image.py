@@ -1,17 +1,20 @@
-"""The KV tile image of the warp-MMA INT8 kernels: where each byte of 64 quantised keys and values lies.
+"""The KV tile images of the warp-MMA INT8 kernels: where each byte of 64 quantised keys and values lies.
 
 A tile image is one contiguous block per 64 tokens that holds K, V and K's scales in the order in which ldmatrix and
-mma.sync.m16n8k32 read them, so that an attention kernel copies whole blocks with 16-byte copies and permutes nothing.
+mma.sync read them, so that an attention kernel copies whole blocks with 16-byte copies and permutes nothing. K is INT8,
+V is INT8 (b = 1 byte an element) or float16 (b = 2).
 
-    byte 0           K: planes of 32 dims            [D/32][64 rows][32 B]
-    byte 64·D        V transposed: planes of 32 tokens  [2][D rows][32 B]
-    byte 128·D       scale c of every key token      [64] float32, natural token order
-    byte 128·D+256   −12582912·c of every key token  [64] float32, natural token order
+    byte 0                 K: planes of 32 dims            [D/32][64 rows][32 B]
+    byte 64·D              V transposed: planes of 32/b tokens  [2·b][D rows][32 B]
+    byte 64·D·(1+b)        scale c of every key token      [64] float32, natural token order
+    byte 64·D·(1+b)+256    −12582912·c of every key token  [64] float32, natural token order
 
-Two permutations live in the row order, both chosen so that no register is ever moved between lanes:
+The permutations are chosen so that no register is ever moved between lanes:
 
-* K: within 16 tokens, column j of n8 tile n of the Q·Kᵀ accumulator is token 4·(j>>1) + 2·n + (j&1). The accumulator of
-  Q·Kᵀ is then, lane by lane, the 8-bit A operand of P·V with the tokens of V in natural order.
+* K: within 16 tokens, column j of n8 tile n of the Q·Kᵀ accumulator is token 4·(j>>1) + 2·n + (j&1). A lane needs the
+  scales of four neighbouring tokens, one 16-byte load, and its accumulators are, as they lie, its A operand of P·V:
+  of the 8-bit MMA with the tokens of V in natural order, and
+* of the 16-bit MMA with the tokens of V in the columns' order: token 4t+2n+e is element 8n+2t+e of its 16.
 * V: within 32 channels, column 2t+e of n8 tile n of the P·V accumulator is channel 8t+2n+e, so that the four n8 tiles
   of a lane hold 8 consecutive channels of the output: one 16-byte store of 16-bit floats.
 
@@ -27,12 +30,15 @@ from typing import Any
 
 import cutlass.cute as cute
 
-__all__ = ["SCORE_MAGIC", "TILE_TOKENS", "StaticLayout", "TileImage"]
+__all__ = ["SCORE_MAGIC", "TILE_TOKENS", "VALUE_BYTES", "StaticLayout", "TileImage"]
 
 TILE_TOKENS = 64
 
 SCORE_MAGIC = 12582912.0
 """1.5·2^23, float32 bits 0x4B400000: an int32 accumulator that starts there reads as the float SCORE_MAGIC + S."""
+
+VALUE_BYTES = {"int8": 1, "float16": 2}
+"""Bytes of an element of V, by its format."""
 
 _CHUNK_SWIZZLE = (1, 4, 3)
 _ROW_BYTES = 32
@@ -96,19 +102,22 @@ class StaticLayout:
 class TileImage:
     """Layout of one KV tile image; see the module's text for the picture.
 
-    head_dim: D, a multiple of 32. All offsets are bytes from the start of the tile, which is 16-byte aligned in global
-    and 256-byte aligned in shared memory (the swizzle looks at address bit 7).
+    head_dim: D, a multiple of 32; values: format of V, "int8" or "float16". All offsets are bytes from the start of the
+    tile, which is 16-byte aligned in global and 256-byte aligned in shared memory (the swizzle looks at address bit 7).
     """
 
     head_dim: int
+    values: str = "int8"
 
     def __post_init__(self) -> None:
-        if reason := self.can_implement(self.head_dim):
+        if reason := self.can_implement(self.head_dim, self.values):
             raise ValueError(reason)
 
     @staticmethod
-    def can_implement(head_dim: int) -> str | None:
-        """None, or why there is no tile image for this head dim."""
+    def can_implement(head_dim: int, values: str = "int8") -> str | None:
+        """None, or why there is no tile image for this head dim and format of V."""
+        if values not in VALUE_BYTES:
+            return f"values {values} is not one of {', '.join(VALUE_BYTES)}"
         if head_dim <= 0 or head_dim % _ROW_BYTES:
             return f"head dim {head_dim} is not a positive multiple of {_ROW_BYTES}"
         return None
@@ -123,11 +132,11 @@ class TileImage:
 
     @property
     def scale_offset(self) -> int:
-        return 2 * TILE_TOKENS * self.head_dim
+        return self.v_offset + TILE_TOKENS * self.head_dim * VALUE_BYTES[self.values]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one tile: 128·D + 512."""
+        """Bytes of one tile: 128·D + 512, or 192·D + 512 with V in float16."""
         return self.scale_offset + 2 * 4 * TILE_TOKENS
 
     @property
@@ -142,13 +151,26 @@ class TileImage:
 
     @property
     def v(self) -> StaticLayout:
-        """(channel, token) -> byte from `v_offset`. Channel bits (b0, b2b1, b4b3) have row strides (1, 8, 2)."""
-        row = _ROW_BYTES
-        return StaticLayout(
-            ((2, 4, 4, self.head_dim // row), (row, TILE_TOKENS // row)),
-            ((row, 8 * row, 2 * row, 32 * row), (1, self.head_dim * row)),
-            _CHUNK_SWIZZLE,
-        )
+        """(channel, token) -> byte from `v_offset`. Channel bits (b0, b2b1, b4b3) have row strides (1, 8, 2).
+
+        In float16, bits (b0, b1, b3b2) of a token step by (1, 8, 2) elements.
+        """
+        row, plane = _ROW_BYTES, self.head_dim * _ROW_BYTES
+        channels, channel_strides = (2, 4, 4, self.head_dim // row), (row, 8 * row, 2 * row, 32 * row)
+        tokens: tuple[Nested, Nested] = (row, TILE_TOKENS // row), (1, plane)
+        if self.values == "float16":
+            tokens = (2, 2, 4, TILE_TOKENS // 16), (2, 16, 4, plane)
+        return StaticLayout((channels, tokens[0]), (channel_strides, tokens[1]), _CHUNK_SWIZZLE)
+
+    values_transposed = True
+    """V lies as [channel][token], as the B operand of P·V wants it."""
+
+    output_run = 8
+    """Neighbouring channels of the output that a lane holds."""
+
+    def value_fragment(self, n: int, k: int) -> int:
+        """Byte from `v_offset` of the first row of channels 16·n …, and of the k-th plane of tokens."""
+        return n * 16 * _ROW_BYTES + k * self.head_dim * _ROW_BYTES
 
     @property
     def scales(self) -> StaticLayout:

@@ -34,7 +34,7 @@ def ours(arch: str) -> list[dict[str, object]]:
     rows = []
     for recipe in recipes().values():
         for causal in (False, True):
-            problem = Problem(1, 1, 1, 4096, 4096, 128, "float16", causal)
+            problem = Problem(1, 1, 1, 4096, 4096, 128, recipe.dtypes[0], causal)
             kernel_class, config = kernel_calls.kernels_of(problem, recipe, ARCHS[arch])["attention"]
             facts = report(jit.build(kernel_class, config, arch), 128)[0].to_json()
             name = f"ours, {recipe.name}{', causal' if causal else ''}"

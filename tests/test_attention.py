@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 import cute_attn
 from cute_attn import Problem, TileConfig, arguments, dispatch, jit, reference, simulator
+from cute_attn.recipe import as_recipe
 
-from .conftest import assert_lse_close
-
-TOLERANCE = {torch.float16: 2.5e-3, torch.bfloat16: 4.5e-3}
+from .conftest import REL_L2, assert_lse_close
 
 
 def random_qkv(q_shape, k_shape, dtype=torch.float16, seed=0):
@@ -23,19 +22,19 @@ def random_qkv(q_shape, k_shape, dtype=torch.float16, seed=0):
     return tuple(torch.randn(shape, generator=generator).to(dtype) for shape in (q_shape, k_shape, k_shape))
 
 
-def simulate(q, k, v, *, causal=False, softmax_scale=None, v_scale="channel", config=None, arch=None):
+def simulate(q, k, v, *, causal=False, softmax_scale=None, recipe="int8", config=None, arch=None):
     """The simulator with the warps and CTAs that `attention` would use."""
     sizes = dict(zip(("batch", "heads", "seq_q", "head_dim"), q.shape, strict=True))
     problem = Problem(**sizes, kv_heads=k.shape[1], seq_k=k.shape[2], dtype=str(q.dtype)[6:], causal=causal)
     place = torch.empty(0, device="cuda" if jit.backend() == "cuda" else "cpu")
-    tile = config or dispatch.default_config(problem, arguments.resolve_arch(arch, place))
+    tile = config or dispatch.default_config(as_recipe(recipe), problem, arguments.resolve_arch(arch, place))
     return simulator.attention(
         q,
         k,
         v,
         causal=causal,
         softmax_scale=softmax_scale,
-        v_scale=v_scale,
+        recipe=recipe,
         warp_rows=16 * tile.m_tiles,
         cta_rows=tile.rows,
     )
@@ -44,7 +43,8 @@ def simulate(q, k, v, *, causal=False, softmax_scale=None, v_scale="channel", co
 def assert_close(out, lse, q, k, v, **options):
     """Output and LSE against the simulator (tight), output against float64 (what INT8 costs)."""
     simulated, simulated_lse = simulate(q, k, v, **options)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    recipe = as_recipe(options.get("recipe", "int8"))
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2[recipe.pv_format][str(q.dtype)[6:]]
     assert_lse_close(lse, simulated_lse)
     exact, exact_lse = reference.attention(
         q, k, v, causal=options.get("causal", False), softmax_scale=options.get("softmax_scale")
@@ -196,7 +196,49 @@ def test_one_scale_for_all_of_v(device):
     recipe = cute_attn.recipes()["int8"].replace(v_scale="tensor")
     q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), recipe=recipe, return_lse=True)
-    assert_close(out, lse, q, k, v, v_scale="tensor")
+    assert_close(out, lse, q, k, v, recipe=recipe)
+
+
+@pytest.mark.parametrize("accumulate", ["float32", "float16", "float16+float32"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("seq_q", "seq_k", "head_dim"), [(1, 200, 128), (130, 130, 64), (40, 77, 32)])
+def test_int8_fp16(device, accumulate, dtype, seq_q, seq_k, head_dim):
+    recipe = cute_attn.recipes()["int8_fp16"].replace(accumulate=accumulate)
+    q, k, v = random_qkv((2, 4, seq_q, head_dim), (2, 2, seq_k, head_dim), dtype)
+    v[..., 5] *= 1e4  # beyond float16 after the sum, were it not for V's scale
+    given_ = [x.to(device) for x in (q, k, v)]
+    out, lse = cute_attn.attention(*given_, recipe=recipe, causal=True, return_lse=True)
+    assert_close(out, lse, q, k, v, recipe=recipe, causal=True)
+
+
+def test_int8_fp16_keeps_the_range_of_bfloat16(device):
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64), torch.bfloat16)
+    v[:, 0], v[:, 1] = v[:, 0] * 1e35, v[:, 1] * 1e-30
+    out = cute_attn.attention(*(x.to(device) for x in (q, k, v)), recipe="int8_fp16").cpu()
+    exact, _ = reference.attention(q, k, v)
+    for head in range(2):
+        assert reference.errors(out[:, head], exact[:, head]).rel_l2 < 0.02
+
+
+def test_int8_fp16_poison(device):
+    q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
+    v[0, 1, 9, 7] = math.inf
+    out = cute_attn.attention(*(x.to(device) for x in (q, k, v)), recipe="int8_fp16", causal=True).cpu()
+    assert not out[0, 1, :, 7].isfinite().any()
+    assert out[0, 1, :, :7].isfinite().all()
+    assert out[0, 0].isfinite().all()
+
+
+def test_one_image_serves_every_accumulator(device):
+    q, k, v = (x.to(device) for x in random_qkv((1, 2, 70, 64), (1, 2, 200, 64)))
+    recipe = cute_attn.recipes()["int8_fp16"]
+    quantised = cute_attn.quantize(q, k, v, recipe=recipe)
+    assert quantised.kv.values == "float16"
+    for other in (recipe, recipe.replace(accumulate="float16")):
+        expected = cute_attn.attention(q, k, v, recipe=other)
+        assert torch.equal(cute_attn.attention(*quantised, recipe=other), expected)
+    with pytest.raises(ValueError, match="k was quantised as .*; quantise it again"):
+        cute_attn.attention(*quantised, recipe="int8")
 
 
 @pytest.mark.parametrize("scale", [0.0, 0.3, 5.0])
@@ -204,7 +246,7 @@ def test_softmax_scale(device, scale):
     q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), softmax_scale=scale, return_lse=True)
     simulated, simulated_lse = simulate(q, k, v, softmax_scale=scale)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2["int8"]["float16"]
     assert_lse_close(lse, simulated_lse)
 
 
@@ -271,7 +313,7 @@ def test_all_zero(device, which):
     {"q": q, "k": k, "v": v}[which].zero_()
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), return_lse=True)
     simulated, simulated_lse = simulate(q, k, v)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2["int8"]["float16"]
     assert_lse_close(lse, simulated_lse)
 
 
@@ -304,5 +346,5 @@ def test_any_shape_and_unusual_inputs(device, shape, head_dim, causal, kind, see
         q, k, v = q * 1e-4, k * 1e-4, v * 1e-4
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), causal=causal, return_lse=True)
     simulated, simulated_lse = simulate(q, k, v, causal=causal)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= TOLERANCE[q.dtype]
+    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2["int8"]["float16"]
     assert_lse_close(lse, simulated_lse)

@@ -32,7 +32,7 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     printed = capsys.readouterr().out
     assert "backend in use: emulator" in printed
-    assert re.search(r"sm_80 +int8 +A100", printed)
+    assert re.search(r"sm_80 +int8, int8_fp16, fp16, bf16 +A100", printed)
     assert re.search(r"sm_100a +none yet", printed)
 
 
@@ -47,6 +47,27 @@ def test_check_json(capsys):
     assert figures["simulator_vs_float64"]["cos"] > 0.99
     assert figures["lse_max_abs"] < 1e-4
     assert figures["findings"] == []
+
+
+def test_check_of_another_recipe(capsys):
+    command = "check --recipe int8_fp16 --accumulate float16+float32 --seq-q 40 --seq-k 90 --head-dim 32"
+    assert cli.main(command.split()) == 0
+    printed = capsys.readouterr().out
+    assert "recipe int8_fp16, float16+float32 accumulators" in printed
+    assert printed.endswith("right\n")
+    assert cli.main(["check", "--accumulate", "float16"]) == 2
+    assert (
+        "recipe.accumulate='float16' is not offered with qk_format='int8' and pv_format='int8'"
+        in capsys.readouterr().err
+    )
+
+
+def test_compile_of_another_recipe(capsys):
+    assert cli.main(["compile", "--recipe", "int8_fp16", "--head-dim", "64", "--json"]) == 0
+    kernels = json.loads(capsys.readouterr().out)
+    assert [facts["spills"] for facts in kernels.values()] == [0] * 5
+    assert cli.main(["compile", "--recipe", "bf16", "--dtype", "bfloat16", "--head-dim", "64", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out).keys() == {"attention"}
 
 
 @pytest.mark.parametrize(("factor", "lse_shift"), [(1.01, 0.0), (1.0, 0.02)])
@@ -162,10 +183,11 @@ def test_compile_says_what_is_missing(capsys, monkeypatch):
     assert "pip install nvidia-cuda-nvdisasm" in capsys.readouterr().err
 
 
-def test_demo(capsys, tmp_path):
+@pytest.mark.parametrize("recipe", ["int8", "int8_fp16", "fp16"])
+def test_demo(capsys, tmp_path, recipe):
     text = tmp_path / "text.txt"
     text.write_text("Attention is computed in eight bits. The quick brown fox jumps over the lazy dog.")
-    assert cli.main(["demo", "--text", str(text)]) == 0
+    assert cli.main(["demo", "--text", str(text), "--recipe", recipe]) == 0
     printed = capsys.readouterr().out
     layers = re.findall(r"^ +(\d) +(\d\.\d+) +\d\.\d+$", printed, re.MULTILINE)
     assert [int(layer) for layer, _ in layers] == list(range(6))

@@ -12,7 +12,7 @@ import torch
 from cute_attn import emulator, jit, kernel_calls, quantizer_simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
-from cute_attn.kernels.quantize_key_value import KeyValueTiles
+from cute_attn.kernels.quantize_key_value import KeyValueTiles, TilesConfig
 from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
 from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
 from cute_attn.kernels.rows import QuantizerConfig
@@ -24,6 +24,7 @@ from cute_attn.tile_images import pack_tile_images, unpack_tile_images
 ARCH = "sm_80"
 PER_CHANNEL = recipes()["int8"]
 PER_TENSOR = PER_CHANNEL.replace(v_scale="tensor")
+FLOAT16 = recipes()["int8_fp16"]
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def key_value_tiles(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANN
 
 def query_rows(q: torch.Tensor, k_mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """data, scale and bias from the kernel, on the CPU."""
-    results = kernel_calls.query_rows(q, k_mean.to(q.device), resolve_arch(None, q).name)
+    results = kernel_calls.query_rows(q, k_mean.to(q.device), PER_CHANNEL, resolve_arch(None, q).name)
     return tuple(x.cpu() for x in results)
 
 
@@ -64,11 +65,11 @@ def check_key_value(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANN
     image, v_scale, k_mean = key_value_tiles(k, v, recipe)
     k, v = k.cpu(), v.cpu()
     assert same(k_mean, quantizer_simulator.key_mean(k))
-    assert same(v_scale, quantizer_simulator.value_scale(v, recipe.v_scale))
+    assert same(v_scale, quantizer_simulator.value_scale(v, recipe))
     keys, k_scale = quantizer_simulator.quantize_keys(k, k_mean)
-    values = quantizer_simulator.quantize_values(v, v_scale)
+    values = quantizer_simulator.quantize_values(v, v_scale, recipe)
     expected = pack_tile_images(keys, k_scale, values)
-    start = TileImage(k.shape[-1]).scale_offset
+    start = TileImage(k.shape[-1], recipe.pv_format).scale_offset
     assert torch.equal(image[..., :start], expected[..., :start])
     scales, expected_scales = (x[..., start:].contiguous().view(torch.float32) for x in (image, expected))
     assert same(scales, expected_scales)
@@ -89,6 +90,43 @@ def test_head_dims_and_dtypes(normal, head_dim, dtype):
     k, v = (normal(2, 2, 200, head_dim, dtype=dtype, seed=s) for s in range(2))
     check_key_value(k, v)
     check_query(normal(2, 4, 77, head_dim, dtype=dtype, seed=2), mean_of(k))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
+@pytest.mark.parametrize(("tokens", "head_dim"), [(1, 64), (65, 32), (200, 128), (257, 64)])
+def test_values_in_float16(normal, tokens, head_dim, dtype):
+    k, v = (normal(2, 2, tokens, head_dim, dtype=dtype, seed=s) for s in range(2))
+    image, v_scale, _ = check_key_value(k, v, FLOAT16)
+    _, _, values = unpack_tile_images(image, head_dim, tokens, "float16")
+    assert values.abs().max() < 2
+    assert torch.equal(torch.frexp(v_scale).mantissa, torch.full_like(v_scale, 0.5))
+    restored = values.float() * v_scale[:, :, None]
+    assert ((restored - v.cpu().float()).abs() <= v_scale[:, :, None] * 2.0**-25).all()
+
+
+@pytest.mark.parametrize("size", [3e38, 2.0**127, 65504.0, 1e-30, 2.0**-126, 1e-39])
+def test_values_of_any_size_in_float16(normal, size):
+    """bfloat16 reaches from 2^-133 to 2^128, float16 from 2^-24 to 2^16; channels below 2^-126 count as zero."""
+    k = normal(1, 1, 70, 64, dtype=torch.bfloat16)
+    generator = torch.Generator().manual_seed(0)
+    v = (torch.rand(1, 1, 70, 64, generator=generator).double() * 2 - 1) * size
+    v[:, :, 3] = size
+    v = v.to(torch.bfloat16).to(k.device)
+    image, v_scale, _ = check_key_value(k, v, FLOAT16)
+    restored = unpack_tile_images(image, 64, 70, "float16")[2].double() * v_scale[:, :, None].double()
+    assert v_scale.isfinite().all()
+    distance = (restored - v.cpu().double()).abs()
+    assert (distance <= max(v_scale.max().item() * 2.0**-25, 2.0**-126 if size < 1e-38 else 0.0)).all()
+
+
+@pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
+def test_non_finite_values_show_in_their_scale_in_float16(normal, poison):
+    k, v = (normal(1, 2, 70, 64, seed=s) for s in range(2))
+    v[0, 0, 66, 9] = poison
+    image, v_scale, _ = key_value_tiles(k, v, FLOAT16)
+    assert (~v_scale.isfinite()).nonzero().tolist() == [[0, 0, 9]]
+    values = unpack_tile_images(image, 64, 70, "float16")[2]
+    assert (~values.isfinite()).nonzero().tolist() == [[0, 0, 66, 9]]
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 65, 256, 257, 700])
@@ -210,22 +248,28 @@ def test_order_of_warps_and_ctas_does_not_matter(normal, seed):
     ],
 )
 def test_refused_configurations(config, reason):
-    for kernel, wrapped in ((QueryRows, QueryConfig(config)), (KeyValueStatistics, config), (KeyValueTiles, config)):
+    for kernel, wrapped in (
+        (QueryRows, QueryConfig(config)),
+        (KeyValueStatistics, config),
+        (KeyValueTiles, TilesConfig(config)),
+    ):
         assert reason in kernel.can_implement(wrapped)
         with pytest.raises(ValueError, match=reason):
             kernel(wrapped)
 
 
-def test_refused_scale_of_v():
+def test_refused_scale_and_format_of_v():
     assert "v_scale" in FinishStatistics.can_implement(StatisticsConfig(64, "token"))
+    assert "values" in FinishStatistics.can_implement(StatisticsConfig(64, values="float32"))
+    assert "values" in KeyValueTiles.can_implement(TilesConfig(QuantizerConfig(64, "float16"), "float32"))
 
 
-def programs(head_dim: int, dtype: str, arch: str) -> dict[str, jit.Program]:
+def programs(head_dim: int, dtype: str, arch: str, values: str = "int8") -> dict[str, jit.Program]:
     rows = QuantizerConfig(head_dim, dtype)
     kernels = {
         KeyValueStatistics: rows,
-        FinishStatistics: StatisticsConfig(head_dim, "tensor"),
-        KeyValueTiles: rows,
+        FinishStatistics: StatisticsConfig(head_dim, "tensor", values),
+        KeyValueTiles: TilesConfig(rows, values),
         QueryRows: QueryConfig(rows),
     }
     return {kernel.__name__: jit.build(kernel, config, arch) for kernel, config in kernels.items()}
@@ -240,16 +284,18 @@ def test_compiled_arithmetic_is_the_simulated():
 
 @pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_120a", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("head_dim", [128, *(pytest.param(d, marks=pytest.mark.slow) for d in (32, 64, 256))])
-def test_nothing_spills(head_dim, arch):
-    for program in programs(head_dim, "bfloat16", arch).values():
+@pytest.mark.parametrize("values", ["int8", "float16"])
+def test_nothing_spills(head_dim, arch, values):
+    for program in programs(head_dim, "bfloat16", arch, values).values():
         for resources in kernel_resources(program.cubin).values():
             assert resources.stack_bytes == 0
             assert resources.registers <= 64
 
 
-def test_aligned_inputs_are_read_sixteen_bytes_at_a_time():
+@pytest.mark.parametrize("values", ["int8", "float16"])
+def test_aligned_inputs_are_read_sixteen_bytes_at_a_time(values):
     """K, V and Q, and the image, in global memory; the partial results and single scales are narrower."""
-    ptx = {name: program.ptx for name, program in programs(128, "float16", ARCH).items()}
+    ptx = {name: program.ptx for name, program in programs(128, "float16", ARCH, values).items()}
     for name in ("KeyValueStatistics", "KeyValueTiles", "QueryRows"):
         loads = re.findall(r"ld\.global\S*", ptx[name])
         assert set(loads) == {"ld.global.v4.b32"}

@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cute_attn import quantizer_simulator, reference, simulator
+from cute_attn import quantizer_simulator, reference, simulator, simulator_rows
 from cute_attn.float32 import fma
+from cute_attn.recipe import recipes
 from cute_attn.reference import errors
 from cute_attn.tile_images import pack_tile_images, unpack_tile_images
 
@@ -98,11 +99,12 @@ class TestFloat32:
 
 class TestTileImages:
     @pytest.mark.parametrize("tokens", [1, 64, 130])
-    def test_unpack_inverts_pack(self, tokens):
+    @pytest.mark.parametrize("values", ["int8", "float16"])
+    def test_unpack_inverts_pack(self, tokens, values):
         k, v = (torch.randint(-127, 128, (2, 3, tokens, 64), dtype=torch.int8) for _ in range(2))
-        scale = torch.rand(2, 3, tokens)
+        scale, v = torch.rand(2, 3, tokens), v.to(getattr(torch, values))
         image = pack_tile_images(k, scale, v)
-        for plain, expected in zip(unpack_tile_images(image, 64, tokens), (k, scale, v), strict=True):
+        for plain, expected in zip(unpack_tile_images(image, 64, tokens, values), (k, scale, v), strict=True):
             assert torch.equal(plain, expected)
 
     def test_refusals(self):
@@ -110,6 +112,8 @@ class TestTileImages:
         for head_dim, tokens in ((32, 100), (64, 64), (64, 129)):
             with pytest.raises(ValueError, match="does not hold"):
                 unpack_tile_images(image, head_dim, tokens)
+        with pytest.raises(ValueError, match="V in float16"):
+            unpack_tile_images(image, 64, 100, "float16")
 
 
 class TestQuantizers:
@@ -150,7 +154,7 @@ class TestSimulator:
         out, lse = simulator.attention(q, k, v, warp_rows=16, cta_rows=16)
         assert torch.allclose(out, torch.ones_like(out), rtol=1e-4)
         assert lse.item() == pytest.approx(math.log(140_000), abs=1e-2)
-        monkeypatch.setattr(simulator, "_LARGEST_ROW_SUM", 2**31 - 1)
+        monkeypatch.setattr(simulator_rows.rows_of(recipes()["int8"]), "largest_sum", 2**31 - 1)
         assert (simulator.attention(q, k, v, warp_rows=16, cta_rows=16)[0] < 0).all()
 
     def test_smoothing_is_undone_in_the_lse(self):
@@ -242,12 +246,13 @@ def test_int8_is_close_to_float64_on_the_quantised_tensors(case):
     them up to a fifth of the sum.
     """
     q, k, v = case.inputs()
-    out, lse = simulator.attention(q.float(), k, v, causal=case.causal, v_scale=case.v_scale)
+    recipe = recipes()["int8"].replace(v_scale=case.v_scale)
+    out, lse = simulator.attention(q.float(), k, v, causal=case.causal, recipe=recipe)
     mean = quantizer_simulator.key_mean(k)
     data, scale, bias = quantizer_simulator.quantize_query(q, mean)
     keys, k_scale = quantizer_simulator.quantize_keys(k, mean)
-    per_channel = quantizer_simulator.value_scale(v, case.v_scale)
-    values = quantizer_simulator.quantize_values(v, per_channel) * per_channel.double()[:, :, None]
+    per_channel = quantizer_simulator.value_scale(v, recipe)
+    values = quantizer_simulator.quantize_values(v, per_channel, recipe) * per_channel.double()[:, :, None]
     exact, exact_lse = reference.attention(
         data * scale.double()[..., None], keys * k_scale.double()[..., None], values, causal=case.causal
     )
@@ -314,7 +319,9 @@ class TestLiterature:
         """In per cent; p_bits None is this package's recipe int8 with one scale of V."""
         q, k, v, exact = self.inputs(kind, tokens, scale)
         if p_bits is None:
-            out, _ = simulator.attention(q, k, v, softmax_scale=scale, v_scale="tensor")
+            out, _ = simulator.attention(
+                q, k, v, softmax_scale=scale, recipe=recipes()["int8"].replace(v_scale="tensor")
+            )
         else:
             out = self.variant(q, k, v, scale, p_bits=p_bits)
         return 100 * errors(out, exact).rel_l1

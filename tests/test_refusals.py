@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cute_attn
-from cute_attn import Problem, Recipe, TileConfig, dispatch, supports
+from cute_attn import Problem, Recipe, TileConfig, dispatch, recipes, supports
 from cute_attn.arch import Arch
 
 
@@ -112,15 +112,21 @@ def test_no_heads():
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match=r"recipe='int7' is not known; use one of 'int8'"):
+    with pytest.raises(ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16', 'fp16', 'bf16'"):
         call(recipe="int7")
     with pytest.raises(TypeError, match="recipe must be a preset's name or a Recipe, got int"):
         call(recipe=8)
 
 
 def test_unknown_recipe_field():
-    with pytest.raises(ValueError, match=r"recipe.v_scale='token' is not offered; use 'channel' or 'tensor'"):
+    with pytest.raises(
+        ValueError, match=r"v_scale='token' is not offered with .*pv_format='int8'; use 'channel' or 'tensor'"
+    ):
         Recipe("int8", v_scale="token")
+    with pytest.raises(
+        ValueError, match=r"accumulate='int32' is not offered with .*pv_format='float16'; use 'float32'"
+    ):
+        Recipe("int8_fp16", pv_format="float16")
 
 
 def test_unknown_layout():
@@ -187,7 +193,7 @@ def test_config():
 def test_config_that_does_not_fit_the_chip():
     """Every tile config fits every chip so far (48 KiB would be too little): the check has to be there all the same."""
     small = Arch("sm_small", (8, 0), 48 * 1024, "none")
-    reason = dispatch._kernel_refusal(128, "float16", False, TileConfig(), small)
+    reason = dispatch._kernel_refusal(recipes()["int8"], 128, "float16", False, TileConfig(), small)
     assert reason is not None
     assert "bytes of shared memory per CTA, sm_small has 49152; use fewer stages or warps" in reason
 
@@ -246,6 +252,27 @@ def test_image_of_other_tokens(seq_k):
     kv = cute_attn.quantize_key_value(tensor(1, 1, 100, 64), tensor(1, 1, 100, 64))
     with pytest.raises(ValueError, match=f"seq_k={seq_k} does not fit an image of 2 tiles of 64 tokens"):
         dataclasses.replace(kv, seq_k=seq_k)
+
+
+def test_image_of_another_layout():
+    kv = cute_attn.quantize_key_value(tensor(*K), tensor(*K))
+    with pytest.raises(
+        ValueError, match="image holds V in float16, and recipe 'int8' reads it in int8; use quantize_k"
+    ):
+        dataclasses.replace(kv, values="float16")
+    with pytest.raises(ValueError, match="tiles of 8704 bytes; 64 channels with V in float16 take 12800; use quantize"):
+        dataclasses.replace(kv, values="float16", recipe=recipes()["int8_fp16"])
+
+
+def test_dtype_of_a_recipe_that_quantises_nothing():
+    with pytest.raises(
+        NotImplementedError, match="recipe 'bf16' takes bfloat16 tensors, these are float16; use recipe 'fp16'"
+    ):
+        call(recipe="bf16")
+    with pytest.raises(NotImplementedError, match="recipe 'fp16' quantises nothing; pass q, k and v to attention"):
+        cute_attn.quantize(tensor(*Q), tensor(*K), tensor(*K), recipe="fp16")
+    with pytest.raises(ValueError, match="k was quantised as .*, this call asks for .*'fp16'"):
+        cute_attn.attention(tensor(*Q), cute_attn.quantize_key_value(tensor(*K), tensor(*K)), recipe="fp16")
 
 
 def test_missing_v():

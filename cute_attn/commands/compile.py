@@ -9,14 +9,14 @@ from typing import Any
 
 from cute_attn import Problem, dispatch, jit, kernel_calls
 from cute_attn.arch import ARCHS
+from cute_attn.commands.recipe_arguments import add_recipe_arguments, chosen_recipe
 from cute_attn.problem import DTYPES
-from cute_attn.recipe import as_recipe
 from cute_attn.report import KernelReport, report
 from cute_attn.sass import sass_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--recipe", default="int8", help="default: %(default)s")
+    add_recipe_arguments(parser)
     parser.add_argument(
         "--arch", default="sm_80", help=f"one of {', '.join(ARCHS)} (default: %(default)s); no GPU is needed"
     )
@@ -47,7 +47,7 @@ def table_row(name: str, kernel: KernelReport) -> str:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    recipe = as_recipe(arguments.recipe)
+    recipe = chosen_recipe(arguments)
     problem = Problem(
         batch=1,
         heads=1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import platform
+from dataclasses import replace
 from importlib import metadata
 
 import torch
@@ -46,6 +47,10 @@ def run(arguments: argparse.Namespace) -> int:
     print("architectures and recipes")
     problem = Problem(batch=1, heads=1, kv_heads=1, seq_q=1, seq_k=1, head_dim=64, dtype="float16")
     for arch in ARCHS.values():
-        works = [name for name, recipe in recipes().items() if supports(recipe, arch.name, problem)]
+        works = [
+            name
+            for name, recipe in recipes().items()
+            if supports(recipe, arch.name, replace(problem, dtype=recipe.dtypes[0]))
+        ]
         print(f"  {arch.name:8s} {', '.join(works) or 'none yet':10s} {arch.gpus}")
     return 0

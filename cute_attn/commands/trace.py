@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from cute_attn.commands import check
+from cute_attn.commands.recipe_arguments import chosen_recipe
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     problem, arch = check.named_problem(arguments)
     inputs = check.random_inputs(problem, arguments.inputs, arguments.seed)
     with emulator.trace(arguments.output, ctas=arguments.ctas, kernel=arguments.kernel) as recorder:
-        check.run_kernel(inputs, arguments.recipe, problem.causal, arguments.layout, arch.name)
+        check.run_kernel(inputs, chosen_recipe(arguments), problem.causal, arguments.layout, arch.name)
     if not recorder.launches:
         raise ValueError(f"no kernel that ran has {arguments.kernel!r} in its name")
     print(recorder.summary())

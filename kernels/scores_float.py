@@ -1,0 +1,93 @@
+"""S = Q·Kᵀ from 16-bit floats, accumulated in float32."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, const_expr, range_constexpr
+
+from .atoms import ldmatrix_atom, mma_16bit_op
+from .operand_planes import PLANE_BYTES_PER_ROW, a_fragment_row, b_fragment_offset, lane_index
+from .row_tile import RowTile
+from .tile_image import TILE_TOKENS, StaticLayout
+
+__all__ = ["FloatScores"]
+
+
+@dataclass(frozen=True)
+class FloatScores:
+    """Scores y = q·k of one warp's rows with one KV tile.
+
+    queries: the 16 bytes of Q that this lane addresses for ldmatrix, m tile 0 and first k step (shared)
+    key_row: the same for K, in bytes from the start of the tile's K
+    """
+
+    queries: cute.Pointer
+    key_row: Int32
+    image: cutlass.Constexpr[RowTile]
+    m_tiles: cutlass.Constexpr[int]
+    plane_bytes: cutlass.Constexpr[int]
+    element: cutlass.Constexpr[Any]
+
+    @staticmethod
+    def create(
+        queries: cute.Pointer,
+        planes: StaticLayout,
+        warp_row: Int32,
+        opaque_zero: Int32,
+        image: RowTile,
+        m_tiles: int,
+        element: Any,
+    ) -> FloatScores:
+        """queries: Q's planes (shared); warp_row: first row of the warp in them; element: type of Q and K."""
+        row, byte = a_fragment_row(lane_index())
+        offset = cute.assume(planes.cute()((warp_row + row, byte)), divby=16)
+        plane_bytes = planes.extents()[0] * PLANE_BYTES_PER_ROW
+        queries = cute.recast_ptr(queries + offset, dtype=element)
+        return FloatScores(queries, b_fragment_offset(), image, m_tiles, plane_bytes, element)
+
+    @cute.jit
+    def multiply(self, stage: cute.Pointer) -> cute.Tensor:
+        """Accumulators of Q·Kᵀ, float32 ((2,2), m tiles, 8 n8 tiles), for the tile at ``stage`` (shared)."""
+        keys = cute.recast_ptr(stage + self.key_row, dtype=self.element) + self.image.k_offset // 2
+        mma = cute.make_mma_atom(mma_16bit_op(self.element, Float32))
+        load = ldmatrix_atom(self.element)
+        accumulators = cute.make_rmem_tensor(((2, 2), self.m_tiles, TILE_TOKENS // 8), Float32)
+        accumulators.fill(0.0)
+        fragment = cute.make_layout(8)
+        for k in range_constexpr(self.image.head_dim // 16):
+            q = cute.make_rmem_tensor(((2, 2, 2), self.m_tiles), self.element)
+            for m in range_constexpr(self.m_tiles):
+                row = cute.make_tensor(self.queries + (m * 16 * 16 + k * (self.plane_bytes // 2)), fragment)
+                cute.copy(load, row, cute.make_tensor(q[None, m].iterator, fragment))
+            for n in range_constexpr(TILE_TOKENS // 16):
+                b = cute.make_rmem_tensor(((2, 2), 2), self.element)
+                row = cute.make_tensor(keys + (n * 16 * 16 + k * TILE_TOKENS * 16), fragment)
+                cute.copy(load, row, cute.make_tensor(b.iterator, fragment))
+                for m in range_constexpr(self.m_tiles):
+                    for t in range_constexpr(2):
+                        acc = accumulators[None, m, 2 * n + t]
+                        cute.mma_atom_call(mma, acc, q[None, m], b[None, t], acc)
+        return accumulators
+
+    @cute.jit
+    def dequantise(self, accumulators: cute.Tensor, stage: cute.Pointer, mask: Any) -> Any:
+        """Scores y, float32 like ``accumulators``, and this lane's largest in each of its rows.
+
+        mask: ScoreMask, or None where every key counts
+        """
+        scores = cute.make_rmem_tensor(accumulators.shape, Float32)
+        maxima = [None] * (2 * self.m_tiles)
+        for n in range_constexpr(TILE_TOKENS // 8):
+            for m in range_constexpr(self.m_tiles):
+                for i in range_constexpr(4):
+                    e, hi, r = i % 2, i // 2, 2 * m + i // 2
+                    y = accumulators[(e, hi), m, n]
+                    if const_expr(mask is not None):
+                        y = mask.apply(y, r, e, n)
+                    scores[(e, hi), m, n] = y
+                    maxima[r] = y if const_expr(maxima[r] is None) else cute.arch.fmax(maxima[r], y)
+        return scores, maxima
