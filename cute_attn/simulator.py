@@ -7,7 +7,7 @@ MMA adds its products and the last bits of the GPU's approximate 2^x, logarithm 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ def attention_quantised(
     keys: tuple[torch.Tensor, torch.Tensor],
     values: tuple[torch.Tensor, torch.Tensor],
     *,
+    key_lengths: Sequence[int] | None = None,
     recipe: str | Recipe = "int8",
     causal: bool,
     softmax_scale: float,
@@ -41,10 +42,29 @@ def attention_quantised(
     query:  int8 [B, Hq, Sq, D], scale and bias float32 [B, Hq, Sq]
     keys:   int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, Sk] (22 significant bits)
     values: [B, Hkv, Sk, D] in the recipe's pv_format, scale float32 [B, Hkv, D]
+    key_lengths: keys of every batch element, as if clamped to 0 … Sk; None: all have Sk
     warp_rows, cta_rows: query rows of one warp (they share the decision to rescale) and of one CTA
 
     Returns out ``out_dtype`` [B, Hq, Sq, D] and lse float32 [B, Hq, Sq].
     """
+    if key_lengths is not None:
+        results = []
+        for b, length in enumerate(key_lengths):
+            one, seen = slice(b, b + 1), slice(min(max(length, 0), keys[0].shape[2]))
+            results.append(
+                attention_quantised(
+                    (query[0][one], query[1][one], query[2][one]),
+                    (keys[0][one, :, seen], keys[1][one, :, seen]),
+                    (values[0][one, :, seen], values[1][one]),
+                    recipe=recipe,
+                    causal=causal,
+                    softmax_scale=softmax_scale,
+                    out_dtype=out_dtype,
+                    warp_rows=warp_rows,
+                    cta_rows=cta_rows,
+                )
+            )
+        return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
     q, q_scale, q_bias = query
     batch, heads, seq_q, head_dim = q.shape
     (k, k_scale), (v, v_scale) = keys, values

@@ -41,6 +41,7 @@ class AttentionConfig:
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
     recipe, accumulate: a key of recipes.RECIPES
+    varlen_k:   whether every batch element has its own number of keys, given by a tensor
     """
 
     head_dim: int
@@ -54,6 +55,7 @@ class AttentionConfig:
     l2_bytes: int = 4 << 20
     recipe: str = "int8"
     accumulate: str = "int32"
+    varlen_k: bool = False
 
 
 class AttentionSm80:
@@ -150,6 +152,7 @@ class AttentionSm80:
         return (
             *query,
             *key_value,
+            compact(Int32, (batch,), 4) if c.varlen_k else None,
             self._fake_rows(batch, heads, seq_q, _OUT_DTYPES[c.out_dtype], c.out_align),
             compact(Float32, (batch, heads, seq_q), 4) if c.has_lse else None,
             Int32(0),
@@ -171,6 +174,7 @@ class AttentionSm80:
         q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        key_lengths: cute.Tensor | None,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
@@ -190,9 +194,11 @@ class AttentionSm80:
             q, keys, values: 16-bit floats [B, H, S, D], any strides with contiguous rows aligned to 16 bytes
             q_scale, q_bias: None
 
+        key_lengths: int32 [B], keys of each batch element, as if clamped to 0 … seq_k; None unless `varlen_k`: all have
+                  seq_k
         out:      [B, Hq, Sq, D], any strides with contiguous rows aligned to `out_align` bytes
         lse:      float32 [B, Hq, Sq], compact, natural logarithm, -inf for rows without keys; None unless `has_lse`
-        seq_k:    keys, T = ceil(seq_k / 64) tiles
+        seq_k:    keys, T = ceil(seq_k / 64) tiles; the largest number of keys that `key_lengths` may give
         softmax_scale_log2: softmax_scale · log2(e), >= 0
         """
         batch, heads, seq_q, _ = q.shape
@@ -200,7 +206,7 @@ class AttentionSm80:
         head_bytes = cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1) * self.image.nbytes
         together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
-        self.kernel(q, q_scale, q_bias, keys, values, out, lse, seq_k, softmax_scale_log2).launch(
+        self.kernel(q, q_scale, q_bias, keys, values, key_lengths, out, lse, seq_k, softmax_scale_log2).launch(
             grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
         )
 
@@ -212,6 +218,7 @@ class AttentionSm80:
         q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        key_lengths: cute.Tensor | None,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
@@ -221,6 +228,8 @@ class AttentionSm80:
         head, row_begin = self.assignment()
         if head < batch * heads:
             kv_head = head // (heads // keys.shape[1])
+            if const_expr(key_lengths is not None):
+                seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             tiles = bounds.tiles()
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)

@@ -35,6 +35,7 @@ class Operands:
     seed: int = 0
     k_scale: float = 1e-3
     recipe: Recipe = recipes()["int8"]
+    key_lengths: list[int] | None = None
     q: torch.Tensor = field(init=False)
     q_scale: torch.Tensor = field(init=False)
     q_bias: torch.Tensor = field(init=False)
@@ -69,10 +70,11 @@ def run(operands: Operands, config: AttentionConfig, device: torch.device, out: 
     shape = (o.batch, o.heads, o.seq_q, o.head_dim)
     if out is None:
         out = torch.full(shape, 7.0, dtype=getattr(torch, config.out_dtype), device=device)
+    key_lengths = None if o.key_lengths is None else torch.tensor(o.key_lengths, dtype=torch.int32, device=device)
     lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
     inputs = [x.to(device) for x in (o.q, o.q_scale, o.q_bias, o.image, o.v_scale)]
     kernel = jit.load(AttentionSm80, config, resolve_arch(None, inputs[0]).name, jit.backend())
-    kernel(*inputs, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
+    kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
     return out.cpu(), None if lse is None else lse.cpu()
 
 
@@ -83,6 +85,7 @@ def simulate(operands: Operands, config: AttentionConfig):
         o.image,
         o.v_scale,
         o.seq_k,
+        key_lengths=o.key_lengths,
         recipe=o.recipe,
         causal=config.causal,
         softmax_scale=o.softmax_scale,
