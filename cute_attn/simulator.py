@@ -205,7 +205,7 @@ def attention(
     if k.shape[2] == 0:
         return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    tiles = {"warp_rows": warp_rows, "cta_rows": cta_rows}
+    tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows}
     if not recipe.quantises:
         return attention_unquantised(q, k, v, recipe=recipe, causal=causal, softmax_scale=softmax_scale, **tiles)
     mean = quantizer_simulator.key_mean(k) if smooth_k else None
