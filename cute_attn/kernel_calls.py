@@ -150,7 +150,7 @@ def attention_forward(
     )
     if not recipe.quantises:
         query, key_value = (_aligned(query[0]), None, None), (_aligned(key_value[0]), _aligned(key_value[1]))
-    kernel(*query, *key_value, None, out, lse, problem.seq_k, softmax_scale_log2)
+    kernel(*query, *key_value, None, None, None, out, lse, problem.seq_k, softmax_scale_log2)
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

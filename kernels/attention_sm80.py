@@ -10,6 +10,7 @@ import cutlass.cute as cute
 from cutlass import BFloat16, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
+from .delta_source import DELTA_BYTES, DELTA_ROWS, DeltaSource
 from .kv_pipeline import KvPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
@@ -41,6 +42,8 @@ class AttentionConfig:
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
     recipe, accumulate: a key of recipes.RECIPES
+    smooth_q:   whether a tensor brings back what smoothing Q took off the scores
+    smooth_v:   whether a tensor brings back V's mean
     varlen_k:   whether every batch element has its own number of keys, given by a tensor
     """
 
@@ -55,6 +58,8 @@ class AttentionConfig:
     l2_bytes: int = 4 << 20
     recipe: str = "int8"
     accumulate: str = "int32"
+    smooth_q: bool = False
+    smooth_v: bool = False
     varlen_k: bool = False
 
 
@@ -108,9 +113,11 @@ class AttentionSm80:
         self.image = self.recipe.image(config.head_dim)
         self.threads = 32 * config.warps
         self.rows = 16 * config.m_tiles * config.warps
-        self.q_planes = operand_planes(self.rows, self.recipe.query_bytes * config.head_dim)
-        self.q_bytes = self.rows * self.recipe.query_bytes * config.head_dim
-        self.shared_bytes = self.q_bytes + config.stages * self.image.nbytes
+        self.q_planes = operand_planes(self.rows, self.image.key_bytes)
+        self.q_bytes = self.rows * self.image.key_bytes
+        self.delta_blocks = -(-self.rows // DELTA_ROWS) if config.smooth_q else 0
+        self.stage_bytes = self.image.nbytes + self.delta_blocks * DELTA_BYTES
+        self.shared_bytes = self.q_bytes + config.stages * self.stage_bytes
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
@@ -128,6 +135,8 @@ class AttentionSm80:
         for field, values in allowed.items():
             if getattr(config, field) not in values:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
+        if (config.smooth_q or config.smooth_v) and not RECIPES[config.recipe, config.accumulate].quantised:
+            return f"recipe={config.recipe!r} smooths nothing, because it quantises nothing"
         return None
 
     def fake_arguments(self) -> tuple[Any, ...]:
@@ -140,7 +149,7 @@ class AttentionSm80:
             return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
 
         if self.recipe.quantised:
-            query = (compact(Int8, (batch, heads, seq_q, c.head_dim), 16),)
+            query = (compact(Int8, (batch, heads, seq_q, self.image.key_bytes), 16),)
             query += tuple(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2))
             key_value = (
                 compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
@@ -152,6 +161,8 @@ class AttentionSm80:
         return (
             *query,
             *key_value,
+            compact(Float32, (batch, heads, cute.sym_int32(), cute.sym_int32(64)), 16) if c.smooth_q else None,
+            compact(Float32, (batch, kv_heads, c.head_dim), 16) if c.smooth_v else None,
             compact(Int32, (batch,), 4) if c.varlen_k else None,
             self._fake_rows(batch, heads, seq_q, _OUT_DTYPES[c.out_dtype], c.out_align),
             compact(Float32, (batch, heads, seq_q), 4) if c.has_lse else None,
@@ -174,6 +185,8 @@ class AttentionSm80:
         q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        delta: cute.Tensor | None,
+        v_mean: cute.Tensor | None,
         key_lengths: cute.Tensor | None,
         out: cute.Tensor,
         lse: cute.Tensor | None,
@@ -184,8 +197,9 @@ class AttentionSm80:
         """Launch.
 
         Query head h reads KV head h // (Hq/Hkv). With a recipe that quantises:
-            q:       int8 [B, Hq, Sq, D], compact, as q_scale and q_bias (float32 [B, Hq, Sq])
-            q_scale: factor from int8 to Q
+            q:       int8 [B, Hq, Sq, `image.key_bytes`], zeros past D; compact, as q_scale and q_bias (float32
+                     [B, Hq, Sq])
+            q_scale: factor from integers to Q
             q_bias:  q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row
                      whose scale or bias is not finite becomes NaN, and no other row does
             keys:    uint8 [B, Hkv, T, bytes], compact: the recipe's KV tile images
@@ -194,6 +208,9 @@ class AttentionSm80:
             q, keys, values: 16-bit floats [B, H, S, D], any strides with contiguous rows aligned to 16 bytes
             q_scale, q_bias: None
 
+        delta:    float32 [B, Hq, ceil(Sq/128), T·64], compact: added to a block of query rows' q · (k - mean(K)), one row
+                  for all, in natural token order; None unless `smooth_q`
+        v_mean:   float32 [B, Hkv, D], compact: added to the output of rows that see a key; None unless `smooth_v`
         key_lengths: int32 [B], keys of each batch element, as if clamped to 0 … seq_k; None unless `varlen_k`: all have
                   seq_k
         out:      [B, Hq, Sq, D], any strides with contiguous rows aligned to `out_align` bytes
@@ -206,7 +223,7 @@ class AttentionSm80:
         head_bytes = cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1) * self.image.nbytes
         together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
-        self.kernel(q, q_scale, q_bias, keys, values, key_lengths, out, lse, seq_k, softmax_scale_log2).launch(
+        self.kernel(q, q_scale, q_bias, keys, values, delta, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2).launch(
             grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
         )
 
@@ -218,13 +235,15 @@ class AttentionSm80:
         q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        delta: cute.Tensor | None,
+        v_mean: cute.Tensor | None,
         key_lengths: cute.Tensor | None,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
         softmax_scale_log2: Float32,
     ):
-        batch, heads, seq_q, head_dim = q.shape
+        batch, heads, seq_q, _ = q.shape
         head, row_begin = self.assignment()
         if head < batch * heads:
             kv_head = head // (heads // keys.shape[1])
@@ -235,15 +254,20 @@ class AttentionSm80:
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
             self.load_queries(self.head_queries(q, head), shared, bounds)
             source = self.recipe.source(keys, values, kv_head, tiles, seq_k, self.image, self.threads)
-            pipeline = KvPipeline.create(source, shared + self.q_bytes, self.image.nbytes, self.config.stages)
+            if const_expr(delta is not None):
+                source = DeltaSource.create(source, delta, head, row_begin, self.delta_blocks, tiles)
+            pipeline = KvPipeline.create(source, shared + self.q_bytes, self.stage_bytes, self.config.stages)
             pipeline.start(tiles)
-            scales, biases, channels = None, None, None
+            scales, biases, channels, means = None, None, None, None
             if const_expr(self.recipe.quantised):
                 scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
+                head_dim = self.config.head_dim
                 channels = cute.make_tensor(values.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
-            softmax = self.attend(pipeline, bounds, shared, self.row_scales(scales, bounds, softmax_scale_log2))
+                if const_expr(v_mean is not None):
+                    means = cute.make_tensor(v_mean.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
+            softmax = self.attend(pipeline, bounds, shared, scales, softmax_scale_log2)
             poison = (scales, biases, softmax_scale_log2)
-            self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
+            self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, means, poison)
             if const_expr(lse is not None):
                 self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
 
@@ -267,10 +291,10 @@ class AttentionSm80:
 
         Compact Q is addressed by the flat head: with strides, ptxas spills a dozen registers in int8's masked loop.
         """
-        _, heads, seq_q, head_dim = q.shape
+        _, heads, seq_q, row_bytes = q.shape
         if self.recipe.quantised:
-            rows = cute.make_layout((seq_q, head_dim), stride=(head_dim, 1))
-            return cute.make_tensor(q.iterator + Int64(head) * seq_q * head_dim, rows)
+            rows = cute.make_layout((seq_q, row_bytes), stride=(row_bytes, 1))
+            return cute.make_tensor(q.iterator + Int64(head) * seq_q * row_bytes, rows)
         return q[head // heads, head % heads, None, None]
 
     def warp_row(self) -> Int32:
@@ -282,19 +306,17 @@ class AttentionSm80:
         return bounds.row_begin + self.warp_row() + lane_index() // 4
 
     @cute.jit
-    def row_scales(
-        self, scales: cute.Tensor | None, bounds: SequenceBounds, softmax_scale_log2: Float32
-    ) -> cute.Tensor:
-        """float32 (2·m_tiles,): factor from y to base-2 scores for each of this lane's rows, positive and finite."""
+    def row_scales(self, scales: cute.Tensor | None, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
+        """float32 (2·m_tiles,): Q's scale, if any, times ``factor`` for each of this lane's rows; positive and finite."""
         row = self.lane_row(bounds)
         row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
         for r in range_constexpr(2 * self.config.m_tiles):
-            row_scale[r] = softmax_scale_log2
+            row_scale[r] = factor
             if const_expr(scales is not None):
                 row_scale[r] = Float32(0)
                 if row + 8 * r < bounds.seq_q:
-                    factor = scales[row + 8 * r] * softmax_scale_log2
-                    row_scale[r] = factor if factor < Float32.inf else Float32(0)
+                    product = scales[row + 8 * r] * factor
+                    row_scale[r] = product if product < Float32.inf else Float32(0)
             row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
         return row_scale
 
@@ -302,7 +324,7 @@ class AttentionSm80:
     def load_queries(self, q: cute.Tensor, shared: cute.Pointer, bounds: SequenceBounds):
         """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one; 16 bytes a thread and round."""
         thread = cute.arch.thread_idx()[0]
-        row_bytes = self.recipe.query_bytes * self.config.head_dim
+        row_bytes = self.image.key_bytes
         rows = cute.recast_ptr(q.iterator, dtype=Uint8)
         step = q.stride[0] * self.recipe.query_bytes
         chunks = row_bytes // 16
@@ -315,7 +337,14 @@ class AttentionSm80:
             cp_async_zfill(shared + planes((r, byte)), source, valid)
 
     @cute.jit
-    def attend(self, pipeline: KvPipeline, bounds: SequenceBounds, shared: cute.Pointer, row_scale: cute.Tensor) -> Any:
+    def attend(
+        self,
+        pipeline: KvPipeline,
+        bounds: SequenceBounds,
+        shared: cute.Pointer,
+        scales: cute.Tensor | None,
+        softmax_scale_log2: Float32,
+    ) -> Any:
         """Visit the KV tiles from the last to the first; returns the softmax's final state.
 
         Two loops with the same body: the tiles that need a mask, at most one per 64 rows and one more, and the steady
@@ -324,7 +353,10 @@ class AttentionSm80:
         """
         m_tiles = self.config.m_tiles
         scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
-        softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
+        if const_expr(self.config.smooth_q):  # where rows of Q meet the row of delta, their scales must be in the scores
+            scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), self.warp_row() // DELTA_ROWS)
+            scales = None
+        softmax = self.recipe.softmax(self.row_scales(scales, bounds, softmax_scale_log2), self.image, m_tiles)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles
@@ -361,9 +393,15 @@ class AttentionSm80:
 
     @cute.jit
     def store_output(
-        self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, v_scales: cute.Tensor | None, poison: tuple
+        self,
+        softmax: Any,
+        bounds: SequenceBounds,
+        out: cute.Tensor,
+        v_scales: cute.Tensor | None,
+        v_means: cute.Tensor | None,
+        poison: tuple,
     ):
-        """out = O / Σ P · v_scale; as many consecutive channels a store as a lane holds, no shared memory.
+        """out = O / Σ P · v_scale + v_mean; as many consecutive channels a store as a lane holds, no shared memory.
 
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
         its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
@@ -382,11 +420,17 @@ class AttentionSm80:
                     scale = cute.make_rmem_tensor((run,), Float32)
                     values = cute.make_rmem_tensor((run,), out_dtype)
                     scale.fill(1.0)
+                    mean = cute.make_rmem_tensor((run,), Float32)
+                    mean.fill(0.0)
                     if const_expr(v_scales is not None):
                         cute.autovec_copy(cute.local_tile(v_scales, (run,), (place,)), scale)
+                    if const_expr(v_means is not None):
+                        if bounds.key_limit(row) > 0:
+                            cute.autovec_copy(cute.local_tile(v_means, (run,), (place,)), mean)
                     for i in range_constexpr(run):
                         o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
-                        values[i] = (o * inverse * scale[i]).to(out_dtype)
+                        o = o * inverse * scale[i]
+                        values[i] = (o if const_expr(v_means is None) else o + mean[i]).to(out_dtype)
                     cute.autovec_copy(values, cute.local_tile(out[row, None], (run,), (place,)))
 
     @cute.jit

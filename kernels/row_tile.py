@@ -22,6 +22,11 @@ class RowTile:
     head_dim: int
 
     @property
+    def key_bytes(self) -> int:
+        """Bytes of a row of K in its planes."""
+        return 2 * self.head_dim
+
+    @property
     def k_offset(self) -> int:
         return 0
 

@@ -97,7 +97,7 @@ def test_strides_beyond_32_bits(device, axis, which):
     lengths = torch.tensor([100, 70][: shape[0]], dtype=torch.int32, device=device)
 
     def call(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        kernel(q, None, None, k, v, lengths, out, None, 100, 0.125 * math.log2(math.e))
+        kernel(q, None, None, k, v, None, None, lengths, out, None, 100, 0.125 * math.log2(math.e))
         return out.clone()
 
     expected = call(**tensors)
