@@ -119,6 +119,15 @@ class AttentionSm80:
         self.stage_bytes = self.image.nbytes + self.delta_blocks * DELTA_BYTES
         self.shared_bytes = self.q_bytes + config.stages * self.stage_bytes
 
+    @property
+    def ptxas_level(self) -> int | None:
+        """Optimisation level of the assembler, None for its default, which is 3.
+
+        The loops that add delta need every register. At level 3 ptxas spills 50 to 100 of them, and all with V in
+        float16 (ptxas 12.9 and 13.4 leave it 32 registers); at level 2 none. The other kernels are better off at level 3.
+        """
+        return 2 if self.config.smooth_q or self.image.key_bytes < self.config.head_dim else None
+
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
         """None, or why there is no kernel of this configuration."""
@@ -354,7 +363,8 @@ class AttentionSm80:
         m_tiles = self.config.m_tiles
         scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
         if const_expr(self.config.smooth_q):  # where rows of Q meet the row of delta, their scales must be in the scores
-            scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), self.warp_row() // DELTA_ROWS)
+            block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // DELTA_ROWS
+            scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), block)
             scales = None
         softmax = self.recipe.softmax(self.row_scales(scales, bounds, softmax_scale_log2), self.image, m_tiles)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)

@@ -30,12 +30,10 @@ class DeltaSource:
     Thread i < 16·blocks moves one more 16-byte chunk a tile than without.
 
     address: one int64 register: this thread's chunk of the next tile to request
-    place:   its byte in a stage
     """
 
     images: ImageSource
     address: cute.Tensor
-    place: Int32
     blocks: cutlass.Constexpr[int]
 
     @staticmethod
@@ -52,7 +50,7 @@ class DeltaSource:
         first = (delta.iterator + (row * delta.shape[3] + (tiles - 1) * TILE_TOKENS)).toint()
         address = cute.make_rmem_tensor((1,), Int64)
         address[0] = first + thread % chunks * _CHUNK
-        return DeltaSource(images, address, images.nbytes + thread * _CHUNK, blocks)
+        return DeltaSource(images, address, blocks)
 
     @cute.jit
     def copy(self, ring: cute.Pointer, stage: Int32) -> None:
@@ -61,6 +59,6 @@ class DeltaSource:
         if self.images.thread < self.blocks * (DELTA_BYTES // _CHUNK):
             chunk = cute.make_layout(_CHUNK)
             source = cute.make_ptr(Uint8, self.address[0], cute.AddressSpace.gmem, assumed_align=_CHUNK)
-            target = ring + cute.assume(stage + self.place, divby=_CHUNK)
+            target = ring + (cute.assume(stage + self.images.thread * _CHUNK, divby=_CHUNK) + self.images.nbytes)
             cute.copy(cp_async_atom(), cute.make_tensor(source, chunk), cute.make_tensor(target, chunk))
         self.address[0] = self.address[0] - DELTA_BYTES
