@@ -229,7 +229,7 @@ def test_order_of_warps_and_ctas_does_not_matter(normal, seed):
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
-        (QuantizerConfig(80, "float16"), "head dim"),
+        (QuantizerConfig(84, "float16"), "head dim"),
         (QuantizerConfig(64, "float32"), "dtype"),
         (QuantizerConfig(64, "float16", 3), "alignment"),
     ],
