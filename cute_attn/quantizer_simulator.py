@@ -11,10 +11,11 @@ from cute_attn.kernels.int8_rounding import LEVELS
 from cute_attn.kernels.quantize_query import BLOCK_TOKENS
 from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
 from cute_attn.kernels.rows import THREADS, VECTOR
-from cute_attn.kernels.tile_image import TileImage
+from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.recipe import Recipe
 
 __all__ = [
+    "delta_scores",
     "key_mean",
     "packed_rows",
     "quantize_keys",
@@ -103,6 +104,23 @@ def quantize_query(
     peak = _group_amax(torch.where(amax < math.inf, amax, 0.0), scale)
     q_scale = _symmetric_scale(torch.where(amax < math.inf, peak, amax), LEVELS[keys])
     return _to_int8(x, q_scale[..., None], LEVELS[keys]), q_scale, bias
+
+
+def delta_scores(
+    q_mean: torch.Tensor, k: torch.Tensor, k_mean: torch.Tensor, key_lengths: torch.Tensor | None = None
+) -> torch.Tensor:
+    """q̄·(k − k̄): float32 [B, Hq, Qb, T·64] of q_mean [B, Hq, Qb, D], k [B, Hkv, Sk, D] and k_mean [B, Hkv, D].
+
+    Zeros past the end: of Sk, or of key_lengths [B]. In float32 as in the kernel, but sums in another order.
+    """
+    group = q_mean.shape[1] // k.shape[1]
+    rows = q_mean.float()
+    delta = rows @ k.float().repeat_interleave(group, 1).mT
+    delta = delta - rows @ k_mean.repeat_interleave(group, 1)[..., None]
+    tokens = torch.arange(k.shape[2], device=k.device)
+    if key_lengths is not None:
+        delta = torch.where(tokens < key_lengths[:, None, None, None], delta, 0.0)
+    return torch.nn.functional.pad(delta, (0, -k.shape[2] % TILE_TOKENS))
 
 
 def packed_rows(x: torch.Tensor, keys: str) -> torch.Tensor:

@@ -105,7 +105,7 @@ def test_head_dims_and_scales(device, head_dim, scale):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["fp16", "bf16"])
 @pytest.mark.parametrize(("scale", "smooth_q"), list(itertools.product(SCALE_GROUPS, [False, True])))
 @pytest.mark.parametrize("keys", KEY_BITS)
-@pytest.mark.parametrize("head_dim", range(8, 257, 8))
+@pytest.mark.parametrize("head_dim", range(16, 257, 8))
 def test_everything(device, head_dim, keys, scale, smooth_q, dtype):
     k_mean = mean_of_keys(1, head_dim, 2)
     check(draw(2, 2, 150, head_dim, dtype=dtype), k_mean, device, keys=keys, scale=scale, smooth_q=smooth_q)
