@@ -99,7 +99,7 @@ def query_rows(
     data = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scale, bias = (torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
     if data.numel():
-        kernel(q, k_mean, data, scale, bias)
+        kernel(q, k_mean, data, scale, bias, None)
     return data, scale, bias
 
 
