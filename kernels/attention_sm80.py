@@ -13,12 +13,15 @@ from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, mak
 from .kv_pipeline import KvPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
-from .ptx import cp_async_zfill
 from .recipes import RECIPES
+from .row_copy import RowCopy
 from .sequence import SequenceBounds
 from .tile_image import TILE_TOKENS
 
-__all__ = ["AttentionConfig", "AttentionSm80"]
+__all__ = ["HEAD_DIMS", "AttentionConfig", "AttentionSm80"]
+
+HEAD_DIMS = range(16, 257, 8)
+"""Head dims that there are kernels for."""
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
@@ -32,7 +35,7 @@ _SMALLEST_ROW_SCALE = float(2**-100)
 class AttentionConfig:
     """Static configuration: one compiled kernel per value.
 
-    head_dim:  32, 64 or 128
+    head_dim:  D, a multiple of 8 from 16 to 256
     out_dtype: "float16" or "bfloat16"
     causal:    query i sees keys up to i + seq_k - seq_q
     has_lse:   whether the log-sum-exp is written
@@ -106,8 +109,8 @@ class AttentionSm80:
         self.image = self.recipe.image(config.head_dim)
         self.threads = 32 * config.warps
         self.rows = 16 * config.m_tiles * config.warps
-        self.q_planes = operand_planes(self.rows, self.recipe.query_bytes * config.head_dim)
-        self.q_bytes = self.rows * self.recipe.query_bytes * config.head_dim
+        self.q_planes = operand_planes(self.rows, self.image.key_bytes)
+        self.q_bytes = self.rows * self.image.key_bytes
         self.shared_bytes = self.q_bytes + config.stages * self.image.nbytes
 
     @staticmethod
@@ -116,13 +119,14 @@ class AttentionSm80:
         allowed = {
             "recipe": tuple(dict.fromkeys(name for name, _ in RECIPES)),
             "accumulate": tuple(how for name, how in RECIPES if name == config.recipe),
-            "head_dim": (32, 64, 128),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
             "warps": (1, 2, 4, 8),
             "m_tiles": (1, 2),
             "stages": (2, 3, 4),
         }
+        if config.head_dim not in HEAD_DIMS:
+            return f"head_dim={config.head_dim!r} is not a multiple of 8 from 16 to 256"
         for field, values in allowed.items():
             if getattr(config, field) not in values:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
@@ -138,7 +142,7 @@ class AttentionSm80:
             return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
 
         if self.recipe.quantised:
-            query = (compact(Int8, (batch, heads, seq_q, c.head_dim), 16),)
+            query = (compact(Int8, (batch, heads, seq_q, self.image.key_bytes), 16),)
             query += tuple(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2))
             key_value = (
                 compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
@@ -180,7 +184,8 @@ class AttentionSm80:
         """Launch.
 
         Query head h reads KV head h // (Hq/Hkv). With a recipe that quantises:
-            q:       int8 [B, Hq, Sq, D], compact, as q_scale and q_bias (float32 [B, Hq, Sq])
+            q:       int8 [B, Hq, Sq, `image.key_bytes`], zeros past D; compact, as q_scale and q_bias (float32
+                     [B, Hq, Sq])
             q_scale: factor from int8 to Q
             q_bias:  q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row
                      whose scale or bias is not finite becomes NaN, and no other row does
@@ -217,7 +222,7 @@ class AttentionSm80:
         seq_k: Int32,
         softmax_scale_log2: Float32,
     ):
-        batch, heads, seq_q, head_dim = q.shape
+        batch, heads, seq_q, _ = q.shape
         head, row_begin = self.assignment()
         if head < batch * heads:
             kv_head = head // (heads // keys.shape[1])
@@ -231,6 +236,7 @@ class AttentionSm80:
             scales, biases, channels = None, None, None
             if const_expr(self.recipe.quantised):
                 scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
+                head_dim = self.config.head_dim
                 channels = cute.make_tensor(values.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
             softmax = self.attend(pipeline, bounds, shared, self.row_scales(scales, bounds, softmax_scale_log2))
             poison = (scales, biases, softmax_scale_log2)
@@ -258,10 +264,10 @@ class AttentionSm80:
 
         Compact Q is addressed by the flat head: with strides, ptxas spills a dozen registers in int8's masked loop.
         """
-        _, heads, seq_q, head_dim = q.shape
+        _, heads, seq_q, row_bytes = q.shape
         if self.recipe.quantised:
-            rows = cute.make_layout((seq_q, head_dim), stride=(head_dim, 1))
-            return cute.make_tensor(q.iterator + Int64(head) * seq_q * head_dim, rows)
+            rows = cute.make_layout((seq_q, row_bytes), stride=(row_bytes, 1))
+            return cute.make_tensor(q.iterator + Int64(head) * seq_q * row_bytes, rows)
         return q[head // heads, head % heads, None, None]
 
     def warp_row(self) -> Int32:
@@ -291,19 +297,12 @@ class AttentionSm80:
 
     @cute.jit
     def load_queries(self, q: cute.Tensor, shared: cute.Pointer, bounds: SequenceBounds):
-        """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one; 16 bytes a thread and round."""
-        thread = cute.arch.thread_idx()[0]
-        row_bytes = self.recipe.query_bytes * self.config.head_dim
-        rows = cute.recast_ptr(q.iterator, dtype=Uint8)
-        step = q.stride[0] * self.recipe.query_bytes
-        chunks = row_bytes // 16
-        row, byte = thread // chunks, thread % chunks * 16
-        planes = self.q_planes.cute()
-        for i in range_constexpr(self.rows * chunks // self.threads):
-            r = row + i * (self.threads // chunks)
-            valid = Int32(16) if bounds.row_begin + r < bounds.seq_q else Int32(0)
-            source = rows + (Int64(bounds.row_begin + r) * step + byte)
-            cp_async_zfill(shared + planes((r, byte)), source, valid)
+        """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one."""
+        element_bytes = self.recipe.query_bytes
+        copy = RowCopy.create(self.q_planes, element_bytes * q.shape[1], self.threads)
+        step = Int64(q.stride[0]) * element_bytes
+        first = bounds.row_begin + copy.row
+        copy.copy(shared, q.iterator.toint() + first * step + copy.byte, step, bounds.seq_q - first)
 
     @cute.jit
     def attend(self, pipeline: KvPipeline, bounds: SequenceBounds, shared: cute.Pointer, row_scale: cute.Tensor) -> Any:
@@ -356,10 +355,12 @@ class AttentionSm80:
     ):
         """out = O / Σ P · v_scale; as many consecutive channels a store as a lane holds, no shared memory.
 
+        Runs of channels are inside D or outside as a whole.
+
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
         its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
         """
-        out_dtype, run = _OUT_DTYPES[self.config.out_dtype], self.image.output_run
+        runs = self.config.head_dim // self.image.output_run
         for r in range_constexpr(2 * self.config.m_tiles):
             row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q:
@@ -368,17 +369,35 @@ class AttentionSm80:
                 if bounds.key_limit(row) > 0:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
                 inverse = inverse + _nan_if_not_finite(poison, row)
-                for g in range_constexpr(self.config.head_dim // (4 * run)):
+                for g in range_constexpr(cute.ceil_div(runs, 4)):
                     place = 4 * g + lane_index() % 4
-                    scale = cute.make_rmem_tensor((run,), Float32)
-                    values = cute.make_rmem_tensor((run,), out_dtype)
-                    scale.fill(1.0)
-                    if const_expr(v_scales is not None):
-                        cute.autovec_copy(cute.local_tile(v_scales, (run,), (place,)), scale)
-                    for i in range_constexpr(run):
-                        o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
-                        values[i] = (o * inverse * scale[i]).to(out_dtype)
-                    cute.autovec_copy(values, cute.local_tile(out[row, None], (run,), (place,)))
+                    if const_expr(4 * (g + 1) <= runs):
+                        self.store_run(softmax, r, g, place, inverse, out[row, None], v_scales)
+                    else:
+                        if place < runs:
+                            self.store_run(softmax, r, g, place, inverse, out[row, None], v_scales)
+
+    def store_run(
+        self,
+        softmax: Any,
+        r: int,
+        g: int,
+        place: Int32,
+        inverse: Float32,
+        out_row: cute.Tensor,
+        v_scales: cute.Tensor | None,
+    ) -> None:
+        """Channels run·place … of row ``r``, run = `output_run`: this lane's ``g``-th run of neighbours."""
+        run = self.image.output_run
+        scale = cute.make_rmem_tensor((run,), Float32)
+        values = cute.make_rmem_tensor((run,), _OUT_DTYPES[self.config.out_dtype])
+        scale.fill(1.0)
+        if const_expr(v_scales is not None):
+            cute.autovec_copy(cute.local_tile(v_scales, (run,), (place,)), scale)
+        for i in range(run):
+            o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
+            values[i] = (o * inverse * scale[i]).to(values.element_type)
+        cute.autovec_copy(values, cute.local_tile(out_row, (run,), (place,)))
 
     @cute.jit
     def store_lse(self, softmax: Any, bounds: SequenceBounds, lse: cute.Tensor, poison: tuple):

@@ -71,7 +71,7 @@ class Int8Scores:
             for n in range_constexpr(TILE_TOKENS // 8):
                 for i in range_constexpr(4):
                     accumulators[(i % 2, i // 2), m, n] = self.start[i]
-        for k in range_constexpr(self.image.head_dim // 32):
+        for k in range_constexpr(self.image.key_bytes // PLANE_BYTES_PER_ROW):
             q = cute.make_rmem_tensor(((4, 2, 2), self.m_tiles), Int8)
             for m in range_constexpr(self.m_tiles):
                 row = cute.make_tensor(self.queries + (m * 16 * 32 + k * self.plane_bytes), fragment)

@@ -70,7 +70,8 @@ def run(operands: Operands, config: AttentionConfig, device: torch.device, out: 
     if out is None:
         out = torch.full(shape, 7.0, dtype=getattr(torch, config.out_dtype), device=device)
     lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
-    inputs = [x.to(device) for x in (o.q, o.q_scale, o.q_bias, o.image, o.v_scale)]
+    q = torch.nn.functional.pad(o.q, (0, AttentionSm80(config).image.key_bytes - o.head_dim))
+    inputs = [x.to(device) for x in (q, o.q_scale, o.q_bias, o.image, o.v_scale)]
     kernel = jit.load(AttentionSm80, config, resolve_arch(None, inputs[0]).name, jit.backend())
     kernel(*inputs, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
     return out.cpu(), None if lse is None else lse.cpu()
@@ -92,9 +93,11 @@ def simulate(operands: Operands, config: AttentionConfig):
     )
 
 
-def check(operands: Operands, config: AttentionConfig, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Runs the kernel, holds it to the simulator, returns what it gave."""
-    out, lse = run(operands, config, device)
+def check(
+    operands: Operands, config: AttentionConfig, device: torch.device, out: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Runs the kernel, into ``out`` if given, holds it to the simulator, returns what it gave."""
+    out, lse = run(operands, config, device, out)
     expected, expected_lse = simulate(operands, config)
     assert torch.equal(out.isnan(), expected.isnan())
     tolerance = REL_L2[operands.recipe.pv_format][config.out_dtype]
