@@ -13,7 +13,8 @@ from importlib import metadata as _metadata
 from cute_attn.attention import attention
 from cute_attn.dispatch import Support, supports
 from cute_attn.problem import Problem
-from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, quantize, quantize_key_value, quantize_query
+from cute_attn.quantize import quantize, quantize_key_value, quantize_query
+from cute_attn.quantized import QuantizedKeyValue, QuantizedQuery
 from cute_attn.recipe import Recipe, recipes
 from cute_attn.tile_config import TileConfig
 

@@ -14,6 +14,7 @@ from cute_attn.problem import LAYOUTS
 __all__ = [
     "check_flag",
     "check_input",
+    "check_key_lengths",
     "check_key_value",
     "check_layout",
     "check_out",
@@ -57,6 +58,18 @@ def check_key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor, torch.Te
     return keys, values
 
 
+def check_key_lengths(lengths: Any, batch: int) -> torch.Tensor | None:
+    """``key_lengths`` as a compact int32 tensor [B], or None if there is none; raises TypeError or ValueError."""
+    if lengths is None:
+        return None
+    tensor = tensors.as_torch(lengths, "key_lengths")
+    if tensor.dtype != torch.int32:
+        raise TypeError(f"key_lengths has dtype {tensor.dtype}; use torch.int32 (key_lengths.int())")
+    if tuple(tensor.shape) != (batch,):
+        raise ValueError(f"key_lengths has shape {tuple(tensor.shape)}; use one length per batch element: ({batch},)")
+    return tensor.contiguous()
+
+
 def check_layout(layout: Any) -> None:
     """Raises ValueError for a name that is no layout."""
     if layout not in LAYOUTS:
@@ -84,9 +97,12 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: torch.dtype, layout: str)
     return view
 
 
-def same_device(**named: torch.Tensor) -> None:
-    """Raises ValueError unless all tensors are on one device, and that device belongs to the backend in use."""
-    (first, tensor), *rest = named.items()
+def same_device(**named: torch.Tensor | None) -> None:
+    """Raises ValueError unless all tensors are on one device, and that device belongs to the backend in use.
+
+    The first argument must be a tensor; others may be None.
+    """
+    (first, tensor), *rest = ((name, x) for name, x in named.items() if x is not None)
     for name, other in rest:
         if other.device != tensor.device:
             raise ValueError(f"{first} is on {tensor.device} and {name} on {other.device}; move them to one device")

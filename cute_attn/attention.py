@@ -13,14 +13,17 @@ from cute_attn.arch import Arch
 from cute_attn.arguments import (
     check_flag,
     check_input,
+    check_key_lengths,
     check_key_value,
     check_layout,
     check_out,
     resolve_arch,
     same_device,
 )
+from cute_attn.kernel_calls import KeyValueOperands, QueryOperands
 from cute_attn.problem import Problem
-from cute_attn.quantize import QuantizedKeyValue, QuantizedQuery, checked_key_value, checked_query
+from cute_attn.quantize import checked_key_value, checked_query
+from cute_attn.quantized import QuantizedKeyValue, QuantizedQuery
 from cute_attn.recipe import Recipe, as_recipe
 from cute_attn.tile_config import TileConfig
 
@@ -41,6 +44,7 @@ def attention(
     softmax_scale: float | None = None,
     layout: str = "bhsd",
     return_lse: bool = False,
+    key_lengths: Any = None,
     out: torch.Tensor | None = None,
     arch: str | None = None,
     config: TileConfig | None = None,
@@ -56,6 +60,9 @@ def attention(
     softmax_scale: ≥ 0; None is D**-0.5
     layout:        "bhsd", or "bshd" for q, k, v and out as [B, S, H, D]
     return_lse:    also return the log-sum-exp of the scaled scores: float32 [B, Hq, Sq] in either layout, natural log
+    key_lengths:   int32 [B]: tokens of k and v that count in each batch element, from 0 to Sk (what is outside is taken as
+                   the nearest of the two, because looking would mean to wait for the GPU); Sk is that number where
+                   ``causal`` says it. None: all; a `QuantizedKeyValue` brings its own
     out:           tensor to fill and return, of q's shape, dtype and device; any strides with a contiguous head dim
     arch:          GPU target to compile for; None is the device's own (the emulator's: sm_80)
     config:        `TileConfig`; None is chosen from the problem's shape
@@ -79,7 +86,8 @@ def attention(
     keys, values = _key_value(k, v, layout)
     problem = _problem(queries, keys, values, causal)
     scale = _softmax_scale(softmax_scale, problem.head_dim)
-    _same_device(queries, keys, values, out)
+    lengths = _key_lengths(key_lengths, keys, problem.batch)
+    _same_device(queries, keys, values, lengths, out)
     target = resolve_arch(arch, _memory(queries))
     if reason := dispatch.refusal(chosen, target, problem, config):
         raise NotImplementedError(reason)
@@ -93,7 +101,8 @@ def attention(
             lse.fill_(-math.inf)
     elif view.numel():
         kernel_calls.attention_forward(
-            *_operands(queries, keys, values, chosen, target),
+            *_operands(queries, keys, values, lengths, chosen, target),
+            lengths,
             chosen,
             problem,
             config or dispatch.default_config(chosen, problem, target),
@@ -134,31 +143,44 @@ def _key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor | QuantizedKey
     return check_key_value(k, v, layout)
 
 
+def _key_lengths(lengths: Any, k: torch.Tensor | QuantizedKeyValue, batch: int) -> torch.Tensor | None:
+    if not isinstance(k, QuantizedKeyValue):
+        return check_key_lengths(lengths, batch)
+    if lengths is not None:
+        raise TypeError("key_lengths was given, but k is a QuantizedKeyValue, which holds its own: leave it out")
+    return k.key_lengths
+
+
 def _operands(
     q: torch.Tensor | QuantizedQuery,
     k: torch.Tensor | QuantizedKeyValue,
     v: torch.Tensor | None,
+    key_lengths: torch.Tensor | None,
     recipe: Recipe,
     arch: Arch,
-) -> tuple[tuple[Any, Any, Any], tuple[Any, Any]]:
+) -> tuple[QueryOperands, KeyValueOperands]:
     """The kernel's operands for Q and for K and V; what the recipe wants quantised and is not yet, quantised."""
     if not recipe.quantises:
-        return (q, None, None), (k, v)
+        return QueryOperands(q), KeyValueOperands(k, v)
+    keys = k if isinstance(k, torch.Tensor) else None
     if isinstance(k, torch.Tensor):
         assert v is not None
-        k = checked_key_value(k, v, recipe, arch)
+        k = checked_key_value(k, v, recipe, arch, key_lengths)
     if isinstance(q, torch.Tensor):
-        q = checked_query(q, k, arch)
-    return (q.data, q.scale, q.bias), (k.image, k.v_scale)
+        if recipe.smooth_q and keys is None:
+            raise TypeError(
+                f"recipe {recipe.name!r} smooths Q, which needs the unquantised k; "
+                "use quantize(q, k, v), or quantize_query(q, kv, k), and pass both results"
+            )
+        q = checked_query(q, k, keys if recipe.smooth_q else None, arch)
+    return QueryOperands(q.data, q.scale, q.bias, q.delta), KeyValueOperands(k.image, k.v_scale, k.v_mean)
 
 
 def _problem(
     q: torch.Tensor | QuantizedQuery, k: torch.Tensor | QuantizedKeyValue, v: torch.Tensor | None, causal: bool
 ) -> Problem:
-    shape = _memory(q).shape
-    batch, kv_heads, seq_k, head_dim = (
-        (*k.image.shape[:2], k.seq_k, k.head_dim) if isinstance(k, QuantizedKeyValue) else k.shape
-    )
+    shape = q.shape
+    batch, kv_heads, seq_k, head_dim = k.shape
     if shape[0] != batch or shape[3] != head_dim:
         raise ValueError(
             f"q has batch {shape[0]} and head_dim {shape[3]}, k has batch {batch} and head_dim {head_dim}; "
@@ -194,10 +216,9 @@ def _memory(x: torch.Tensor | QuantizedQuery | QuantizedKeyValue) -> torch.Tenso
     return x.image if isinstance(x, QuantizedKeyValue) else x
 
 
-def _same_device(q: Any, k: Any, v: torch.Tensor | None, out: torch.Tensor | None) -> None:
-    named = {"q": _memory(q), "k": _memory(k)}
-    named |= {name: x for name, x in (("v", v), ("out", out)) if isinstance(x, torch.Tensor)}
-    same_device(**named)
+def _same_device(q: Any, k: Any, v: torch.Tensor | None, lengths: torch.Tensor | None, out: Any) -> None:
+    written = out if isinstance(out, torch.Tensor) else None
+    same_device(q=_memory(q), k=_memory(k), v=v, key_lengths=lengths, out=written)
 
 
 def _output(

@@ -35,17 +35,19 @@ class _Family:
     qk_format: str
     pv_format: str
     archs: tuple[str, ...]
-    head_dims: tuple[int, ...]
+    head_dims: range
 
 
 # Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
 _WARP_MMA = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a")
 
+_EIGHTS = range(16, 257, 8)
+
 _FAMILIES = (
-    _Family("int8", "int8", "int8", _WARP_MMA, (32, 64, 128)),
-    _Family("int8_fp16", "int8", "float16", _WARP_MMA, (32, 64, 128)),
-    _Family("fp16", "float16", "float16", _WARP_MMA, (32, 64, 128)),
-    _Family("bf16", "bfloat16", "bfloat16", _WARP_MMA, (32, 64, 128)),
+    _Family("int8", "int8", "int8", _WARP_MMA, _EIGHTS),
+    _Family("int8_fp16", "int8", "float16", _WARP_MMA, _EIGHTS),
+    _Family("fp16", "float16", "float16", _WARP_MMA, _EIGHTS),
+    _Family("bf16", "bfloat16", "bfloat16", _WARP_MMA, _EIGHTS),
 )
 
 
@@ -81,14 +83,17 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: TileConfig | N
             f"use recipe {next(others)!r}, or convert them"
         )
     if problem.head_dim not in family.head_dims:
-        fits = [d for d in family.head_dims if d > problem.head_dim]
+        offered = family.head_dims
+        fits = [d for d in offered if d > problem.head_dim]
         instead = (
             f"pad Q, K and V with zeros to {fits[0]} and pass softmax_scale={problem.head_dim}**-0.5"
             if fits
             else "use torch.nn.functional.scaled_dot_product_attention"
         )
-        offered = ", ".join(map(str, family.head_dims))
-        return f"head_dim={problem.head_dim} has no kernel in recipe {recipe.name!r} (there are {offered}); {instead}"
+        return (
+            f"head_dim={problem.head_dim} has no kernel in recipe {recipe.name!r} "
+            f"(there are multiples of {offered.step} from {offered[0]} to {offered[-1]}); {instead}"
+        )
     tile = config or default_config(recipe, problem, arch)
     for name, most in (("batch", _LARGEST_GRID), ("heads", _LARGEST_GRID), ("seq_q", _LARGEST_GRID * tile.rows)):
         if (value := getattr(problem, name)) > most:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,8 +99,27 @@ def query_rows(
     data = torch.empty(q.shape, dtype=torch.int8, device=q.device)
     scale, bias = (torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
     if data.numel():
-        kernel(q, k_mean, data, scale, bias)
+        kernel(q, k_mean, data, scale, bias, None)
     return data, scale, bias
+
+
+@dataclass(frozen=True)
+class QueryOperands:
+    """What the attention kernel reads of Q: `QuantizedQuery`'s tensors, or q [B, Hq, Sq, D] alone if unquantised."""
+
+    data: torch.Tensor
+    scale: torch.Tensor | None = None
+    bias: torch.Tensor | None = None
+    delta: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class KeyValueOperands:
+    """What it reads of K and V: `QuantizedKeyValue`'s image, v_scale and v_mean, or k and v [B, Hkv, Sk, D]."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    v_mean: torch.Tensor | None = None
 
 
 @functools.lru_cache(maxsize=256)
@@ -109,6 +129,7 @@ def _attention_kernel(
     dtype: torch.dtype,
     causal: bool,
     has_lse: bool,
+    varlen_k: bool,
     align: int,
     tile: TileConfig,
     arch: str,
@@ -117,13 +138,14 @@ def _attention_kernel(
     from cute_attn.kernels.attention_sm80 import AttentionSm80
 
     name = tensors.DTYPE_NAMES[dtype]
-    config = attention_config(recipe, head_dim, name, causal, tile, has_lse=has_lse, out_align=align)
+    config = attention_config(recipe, head_dim, name, causal, tile, has_lse=has_lse, varlen_k=varlen_k, out_align=align)
     return jit.load(AttentionSm80, config, arch, backend)
 
 
 def attention_forward(
-    query: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None],
-    key_value: tuple[torch.Tensor, torch.Tensor],
+    query: QueryOperands,
+    key_value: KeyValueOperands,
+    key_lengths: torch.Tensor | None,
     recipe: Recipe,
     problem: Problem,
     tile: TileConfig,
@@ -134,8 +156,8 @@ def attention_forward(
 ) -> None:
     """Fills ``out`` [B, Hq, Sq, D] and, if given, ``lse`` float32 [B, Hq, Sq].
 
-    query: data, scale, bias; key_value: image, v_scale; softmax_scale_log2: softmax_scale · log2(e). With a recipe that
-    quantises nothing: q, None, None; and k, v as [B, Hkv, Sk, D]; copied where rows are not aligned to 16 bytes.
+    key_lengths: int32 [B] or None; softmax_scale_log2: softmax_scale · log2(e). Unquantised k and v are copied where
+    rows are not aligned to 16 bytes.
     """
     kernel = _attention_kernel(
         recipe,
@@ -143,14 +165,28 @@ def attention_forward(
         out.dtype,
         problem.causal,
         lse is not None,
+        key_lengths is not None,
         tensors.alignment(out),
         tile,
         arch,
         jit.backend(),
     )
-    if not recipe.quantises:
-        query, key_value = (_aligned(query[0]), None, None), (_aligned(key_value[0]), _aligned(key_value[1]))
-    kernel(*query, *key_value, None, None, None, out, lse, problem.seq_k, softmax_scale_log2)
+    operands = (query.data, key_value.keys, key_value.values)
+    q, keys, values = operands if recipe.quantises else map(_aligned, operands)
+    kernel(
+        q,
+        query.scale,
+        query.bias,
+        keys,
+        values,
+        query.delta,
+        key_value.v_mean,
+        key_lengths,
+        out,
+        lse,
+        problem.seq_k,
+        softmax_scale_log2,
+    )
 
 
 def _aligned(x: torch.Tensor) -> torch.Tensor:

@@ -7,11 +7,23 @@ import math
 import torch
 
 from cute_attn.float32 import fma
+from cute_attn.kernels.int8_rounding import LEVELS
+from cute_attn.kernels.quantize_query import BLOCK_TOKENS
 from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
 from cute_attn.kernels.rows import THREADS, VECTOR
+from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.recipe import Recipe
 
-__all__ = ["key_mean", "quantize_keys", "quantize_query", "quantize_values", "value_scale"]
+__all__ = [
+    "delta_scores",
+    "key_mean",
+    "packed_rows",
+    "quantize_keys",
+    "quantize_query",
+    "quantize_values",
+    "query_mean",
+    "value_scale",
+]
 
 
 def key_mean(k: torch.Tensor) -> torch.Tensor:
@@ -56,31 +68,100 @@ def quantize_values(v: torch.Tensor, v_scale: torch.Tensor, recipe: Recipe) -> t
     return (v.float() * _inverse(scale)).half() if recipe.pv_format == "float16" else _to_int8(v.float(), scale)
 
 
-def quantize_query(q: torch.Tensor, k_mean: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q int8 [B, Hq, Sq, D], q_scale and q_bias = q·k_mean (0 without k_mean), float32 [B, Hq, Sq]."""
+def query_mean(q: torch.Tensor) -> torch.Tensor:
+    """Mean of each block of 128 tokens of q [B, Hq, Sq, D]: [B, Hq, ceil(Sq/128), D] in q's dtype.
+
+    Elements that are not finite count as 0; the last block is divided by the tokens that it has.
+    """
+    usable = _in_blocks(torch.where(q.isfinite(), q, 0).float())
+    # The i-th token of a row of threads in the kernel, as (i // 4, row // 8, i % 4, row % 8).
+    by_row = usable.unflatten(3, (2, 2, 4, 8)).permute(0, 1, 2, 3, 5, 4, 6, 7).reshape(*usable.shape[:3], 8, 16, -1)
+    total = _sum_in_order(_sum_in_order(by_row, 3), 3)
+    tokens = (q.shape[2] - BLOCK_TOKENS * torch.arange(total.shape[2], device=q.device)).clamp(max=BLOCK_TOKENS)
+    return (total / tokens.float()[:, None]).to(q.dtype)
+
+
+def quantize_query(
+    q: torch.Tensor,
+    k_mean: torch.Tensor | None,
+    q_mean: torch.Tensor | None = None,
+    *,
+    keys: str = "int8",
+    scale: str = "token",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Integers int8 [B, Hq, Sq, D] of q − q_mean, q_scale and q_bias = q·k_mean (0 without), float32 [B, Hq, Sq].
+
+    q_mean: of `query_mean`, or None; keys: "int8" or "int4"; scale: tokens that share one, of `SCALE_GROUPS`
+    """
     x = q.float()
-    scale = _symmetric_scale(x.abs().amax(-1))
-    bias = torch.zeros_like(scale)
+    bias = torch.zeros(q.shape[:3], device=q.device)
     if k_mean is not None:
         mean = k_mean.repeat_interleave(q.shape[1] // k_mean.shape[1], 1)[:, :, None]
         bias = _dot_in_order(x, mean.expand_as(x))
-    return _to_int8(x, scale[..., None]), scale, bias
+    if q_mean is not None:
+        x = x - q_mean.float().repeat_interleave(BLOCK_TOKENS, 2)[:, :, : q.shape[2]]
+    amax = x.abs().amax(-1)
+    peak = _group_amax(torch.where(amax < math.inf, amax, 0.0), scale)
+    q_scale = _symmetric_scale(torch.where(amax < math.inf, peak, amax), LEVELS[keys])
+    return _to_int8(x, q_scale[..., None], LEVELS[keys]), q_scale, bias
+
+
+def delta_scores(
+    q_mean: torch.Tensor, k: torch.Tensor, k_mean: torch.Tensor, key_lengths: torch.Tensor | None = None
+) -> torch.Tensor:
+    """q̄·(k − k̄): float32 [B, Hq, Qb, T·64] of q_mean [B, Hq, Qb, D], k [B, Hkv, Sk, D] and k_mean [B, Hkv, D].
+
+    Zeros past the end: of Sk, or of key_lengths [B]. In float32 as in the kernel, but sums in another order.
+    """
+    group = q_mean.shape[1] // k.shape[1]
+    rows = q_mean.float()
+    delta = rows @ k.float().repeat_interleave(group, 1).mT
+    delta = delta - rows @ k_mean.repeat_interleave(group, 1)[..., None]
+    tokens = torch.arange(k.shape[2], device=k.device)
+    if key_lengths is not None:
+        delta = torch.where(tokens < key_lengths[:, None, None, None], delta, 0.0)
+    return torch.nn.functional.pad(delta, (0, -k.shape[2] % TILE_TOKENS))
+
+
+def packed_rows(x: torch.Tensor, keys: str) -> torch.Tensor:
+    """Integers int8 [..., D] as the kernel stores rows of Q: int8, or uint8 with two a byte, zeros after D."""
+    x = torch.nn.functional.pad(x, (0, TileImage(x.shape[-1], keys=keys).key_dims - x.shape[-1]))
+    return x if keys == "int8" else ((x[..., 0::2] & 15) | (x[..., 1::2] << 4)).view(torch.uint8)
+
+
+def _in_blocks(x: torch.Tensor) -> torch.Tensor:
+    """[B, Hq, Sq, …] -> [B, Hq, ceil(Sq/128), 128, …], zeros past the end."""
+    blocks = -(-x.shape[2] // BLOCK_TOKENS)
+    padded = x.new_zeros(*x.shape[:2], blocks * BLOCK_TOKENS, *x.shape[3:])
+    padded[:, :, : x.shape[2]] = x
+    return padded.unflatten(2, (blocks, BLOCK_TOKENS))
+
+
+def _group_amax(amax: torch.Tensor, scale: str) -> torch.Tensor:
+    """The largest of each token's group, [B, Hq, Sq]."""
+    # (warp, r, g): token 32·warp + 8·r + g of its block
+    groups = _in_blocks(amax).unflatten(3, (4, 4, 8))
+    dims = {"token": (), "thread": (4,), "warp": (4, 5), "block": (3, 4, 5)}[scale]
+    largest = groups.amax(dims, keepdim=True) if dims else groups
+    return largest.expand_as(groups).flatten(2)[..., : amax.shape[2]]
 
 
 def _dot_in_order(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Eight fused multiply-adds per thread, then a butterfly over the threads of a row, farthest first."""
+    """Eight fused multiply-adds per lane, then a butterfly over the lanes of a row, farthest first; 2^n of them."""
     by_thread = [t.unflatten(-1, (-1, VECTOR)) for t in (x, y)]
     total = torch.zeros_like(by_thread[0][..., 0])
     for j in range(VECTOR):
         total = fma(by_thread[0][..., j], by_thread[1][..., j], total)
+    lanes = 1 << (total.shape[-1] - 1).bit_length()
+    total = torch.nn.functional.pad(total, (0, lanes - total.shape[-1]))
     while total.shape[-1] > 1:
         low, high = total.chunk(2, -1)
         total = low + high
     return total[..., 0]
 
 
-def _symmetric_scale(amax: torch.Tensor) -> torch.Tensor:
-    scale = amax * torch.tensor(1.0 / 127.0, dtype=torch.float32)
+def _symmetric_scale(amax: torch.Tensor, levels: int = LEVELS["int8"]) -> torch.Tensor:
+    scale = amax * torch.tensor(1.0 / levels, dtype=torch.float32)
     return torch.where(scale < 2.0**-126, 0.0, scale)
 
 
@@ -94,8 +175,8 @@ def _inverse(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(usable, 1.0 / torch.where(usable, scale, 1.0), 0.0)
 
 
-def _to_int8(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """round(x/scale), half to even, clamped to ±127; −127 for an inf or a NaN, 0 for its finite neighbours."""
+def _to_int8(x: torch.Tensor, scale: torch.Tensor, levels: int = LEVELS["int8"]) -> torch.Tensor:
+    """round(x/scale), half to even, clamped to ±levels; −levels for an inf or a NaN, 0 for its finite neighbours."""
     product = x * _inverse(scale)
-    clamped = torch.where(product.isnan(), -127.0, product.clamp(-127.0, 127.0))
+    clamped = torch.where(product.isnan(), -levels, product.clamp(-levels, levels))
     return clamped.round().to(torch.int8)

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 __all__ = ["RECIPES", "Recipe", "as_recipe", "recipes"]
 
-_INT8: dict[str, tuple[object, ...]] = {"qk_scale": ("token",), "smooth_k": (True,)}
-_UNQUANTISED: dict[str, tuple[object, ...]] = {
+_Fields = dict[str, tuple[object, ...]]
+
+_INTEGER_QK: _Fields = {
+    "qk_scale": ("token", "thread", "warp", "block"),
+    "smooth_k": (True,),
+    "smooth_q": (False, True),
+    "smooth_v": (False, True),
+}
+_UNQUANTISED: _Fields = {
     "qk_scale": (None,),
     "smooth_k": (False,),
+    "smooth_q": (False,),
     "v_scale": (None,),
+    "smooth_v": (False,),
     "accumulate": ("float32",),
 }
+_INT8_PV: _Fields = {"v_scale": ("channel", "tensor"), "accumulate": ("int32",)}
+_FLOAT16_PV: _Fields = {"v_scale": ("channel",), "accumulate": ("float32", "float16", "float16+float32")}
 
-_ALLOWED: dict[tuple[str, str], dict[str, tuple[object, ...]]] = {
-    ("int8", "int8"): _INT8 | {"v_scale": ("channel", "tensor"), "accumulate": ("int32",)},
-    ("int8", "float16"): _INT8 | {"v_scale": ("channel",), "accumulate": ("float32", "float16", "float16+float32")},
+_ALLOWED: dict[tuple[str, str], _Fields] = {
+    ("int8", "int8"): _INTEGER_QK | _INT8_PV,
+    ("int8", "float16"): _INTEGER_QK | _FLOAT16_PV,
+    ("int4", "int8"): _INTEGER_QK | _INT8_PV,
+    ("int4", "float16"): _INTEGER_QK | _FLOAT16_PV,
     ("float16", "float16"): _UNQUANTISED,
     ("bfloat16", "bfloat16"): _UNQUANTISED,
 }
@@ -28,13 +41,22 @@ class Recipe:
     """How one attention forward is quantised.
 
     name:       the preset this recipe is, or was made from
-    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127), or "float16" or "bfloat16", as Q and K are
-    qk_scale:   one scale per "token" of Q and K; None if they are not quantised
+    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127), "int4" (−7…7), or "float16" or "bfloat16", as Q and
+                K are
+    qk_scale:   which tokens of Q and K share a scale; None if they are not quantised. "token": none do. "thread": the
+                rows {g, g+8, g+16, g+24} of 32 of Q, and the tokens {16i+4t…16i+4t+3} of 64 of K, which are those that
+                one thread of the MMA holds (SageAttention2, arXiv 2411.10958, section 3.2, with this kernel's order of
+                tokens). "warp": 32 rows of Q, 64 tokens of K. "block": 128 and 64. All cost the same here: the kernel
+                always reads one scale per token
     smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
                 (SageAttention, arXiv 2410.02367, section 4.2)
+    smooth_q:   the mean of every 128 rows of Q is subtracted before quantisation, and what it took off the scores is
+                added to them in float32 (SageAttention2, section 3.1): two instructions more per score than without
     pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127), "float16", or "bfloat16"
     v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head). In
                 float16 it is a power of two, which costs no accuracy and keeps bfloat16's range. None: V as it is
+    smooth_v:   V's mean over tokens is subtracted before quantisation and added to the output: worth it where V has a
+                large mean, which "float16" accumulators and 8-bit values feel (SageAttention2, section 3.3)
     accumulate: accumulator of O = P·V: "int32", rescaled by shifts, for pv_format "int8". For "float16": "float32";
                 "float16" for all keys, for tensor cores that are faster so, and the less accurate the more keys
                 count; or "float16+float32", float16 within 64 keys, whose sums are added in float32
@@ -46,8 +68,10 @@ class Recipe:
     qk_format: str = "int8"
     qk_scale: str | None = "token"
     smooth_k: bool = True
+    smooth_q: bool = False
     pv_format: str = "int8"
     v_scale: str | None = "channel"
+    smooth_v: bool = False
     accumulate: str = "int32"
 
     def __post_init__(self) -> None:
@@ -66,7 +90,7 @@ class Recipe:
     @property
     def quantises(self) -> bool:
         """Whether Q, K and V are quantised at all."""
-        return self.qk_format == "int8"
+        return self.qk_format in ("int8", "int4")
 
     @property
     def dtypes(self) -> tuple[str, ...]:
@@ -79,12 +103,12 @@ class Recipe:
 
     def quantises_like(self, other: Recipe) -> bool:
         """Whether what was quantised for one of the two can be used with the other."""
-        fields = ("qk_format", "qk_scale", "smooth_k", "pv_format", "v_scale")
-        return all(getattr(self, field) == getattr(other, field) for field in fields)
+        names = {f.name for f in fields(self)} - {"name", "accumulate"}
+        return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
 def _unquantised(name: str, element: str) -> Recipe:
-    return Recipe(name, element, None, False, element, None, "float32")
+    return Recipe(name, element, None, False, pv_format=element, v_scale=None, accumulate="float32")
 
 
 RECIPES: dict[str, Recipe] = {
@@ -92,6 +116,8 @@ RECIPES: dict[str, Recipe] = {
     for r in (
         Recipe("int8"),
         Recipe("int8_fp16", pv_format="float16", accumulate="float32"),
+        Recipe("int4_int8", "int4", "thread", smooth_q=True),
+        Recipe("int4_fp16", "int4", "thread", smooth_q=True, pv_format="float16", accumulate="float32"),
         _unquantised("fp16", "float16"),
         _unquantised("bf16", "bfloat16"),
     )

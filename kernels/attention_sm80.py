@@ -7,19 +7,23 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
+from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
+from cutlass.cutlass_dsl import select_
 
 from .delta_source import DELTA_BYTES, DELTA_ROWS, DeltaSource
 from .kv_pipeline import KvPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
-from .ptx import cp_async_zfill
 from .recipes import RECIPES
+from .row_copy import RowCopy
 from .sequence import SequenceBounds
 from .tile_image import TILE_TOKENS
 
-__all__ = ["AttentionConfig", "AttentionSm80"]
+__all__ = ["HEAD_DIMS", "AttentionConfig", "AttentionSm80"]
+
+HEAD_DIMS = range(16, 257, 8)
+"""Head dims that there are kernels for."""
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
@@ -33,7 +37,7 @@ _SMALLEST_ROW_SCALE = float(2**-100)
 class AttentionConfig:
     """Static configuration: one compiled kernel per value.
 
-    head_dim:  32, 64 or 128
+    head_dim:  D, a multiple of 8 from 16 to 256
     out_dtype: "float16" or "bfloat16"
     causal:    query i sees keys up to i + seq_k - seq_q
     has_lse:   whether the log-sum-exp is written
@@ -123,10 +127,10 @@ class AttentionSm80:
     def ptxas_level(self) -> int | None:
         """Optimisation level of the assembler, None for its default, which is 3.
 
-        The loops that add delta need every register. At level 3 ptxas spills 50 to 100 of them, and all with V in
-        float16 (ptxas 12.9 and 13.4 leave it 32 registers); at level 2 none. The other kernels are better off at level 3.
+        With INT4 or delta ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3 for head dim 128, and with V in
+        float16 gives up and allocates 32; at level 2 none. Without, level 2 spills and level 3 does not.
         """
-        return 2 if self.config.smooth_q or self.image.key_bytes < self.config.head_dim else None
+        return 2 if self.config.smooth_q or self.config.recipe.startswith("int4") else None
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
@@ -134,13 +138,14 @@ class AttentionSm80:
         allowed = {
             "recipe": tuple(dict.fromkeys(name for name, _ in RECIPES)),
             "accumulate": tuple(how for name, how in RECIPES if name == config.recipe),
-            "head_dim": (32, 64, 128),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
             "warps": (1, 2, 4, 8),
             "m_tiles": (1, 2),
             "stages": (2, 3, 4),
         }
+        if config.head_dim not in HEAD_DIMS:
+            return f"head_dim={config.head_dim!r} is not a multiple of 8 from 16 to 256"
         for field, values in allowed.items():
             if getattr(config, field) not in values:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
@@ -232,9 +237,9 @@ class AttentionSm80:
         head_bytes = cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1) * self.image.nbytes
         together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
-        self.kernel(q, q_scale, q_bias, keys, values, delta, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2).launch(
-            grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
-        )
+        self.kernel(
+            q, q_scale, q_bias, keys, values, delta, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2
+        ).launch(grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream)
 
     @cute.kernel
     def kernel(
@@ -267,16 +272,13 @@ class AttentionSm80:
                 source = DeltaSource.create(source, delta, head, row_begin, self.delta_blocks, tiles)
             pipeline = KvPipeline.create(source, shared + self.q_bytes, self.stage_bytes, self.config.stages)
             pipeline.start(tiles)
-            scales, biases, channels, means = None, None, None, None
+            scales, biases, channels = None, None, (None, None)
             if const_expr(self.recipe.quantised):
                 scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
-                head_dim = self.config.head_dim
-                channels = cute.make_tensor(values.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
-                if const_expr(v_mean is not None):
-                    means = cute.make_tensor(v_mean.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
+                channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
             softmax = self.attend(pipeline, bounds, shared, scales, softmax_scale_log2)
             poison = (scales, biases, softmax_scale_log2)
-            self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, means, poison)
+            self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
             if const_expr(lse is not None):
                 self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
 
@@ -294,6 +296,13 @@ class AttentionSm80:
         """[Sq] of one head of a compact [B, Hq, Sq] tensor."""
         seq_q = x.shape[2]
         return cute.make_tensor(x.iterator + Int64(head) * seq_q, cute.make_layout(seq_q))
+
+    def head_channels(self, x: cute.Tensor | None, head: Int32) -> cute.Tensor | None:
+        """[D] of one KV head of a compact [B, Hkv, D] tensor, if there is one."""
+        if const_expr(x is None):
+            return None
+        head_dim = self.config.head_dim
+        return cute.make_tensor(x.iterator + Int64(head) * head_dim, cute.make_layout(head_dim))
 
     def head_queries(self, q: cute.Tensor, head: Int32) -> cute.Tensor:
         """[Sq, D] of one head of Q.
@@ -316,7 +325,7 @@ class AttentionSm80:
 
     @cute.jit
     def row_scales(self, scales: cute.Tensor | None, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
-        """float32 (2·m_tiles,): Q's scale, if any, times ``factor`` for each of this lane's rows; positive and finite."""
+        """float32 (2·m_tiles,): ``factor``, times Q's scale if given, for each of this lane's rows; positive, finite."""
         row = self.lane_row(bounds)
         row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
         for r in range_constexpr(2 * self.config.m_tiles):
@@ -331,19 +340,12 @@ class AttentionSm80:
 
     @cute.jit
     def load_queries(self, q: cute.Tensor, shared: cute.Pointer, bounds: SequenceBounds):
-        """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one; 16 bytes a thread and round."""
-        thread = cute.arch.thread_idx()[0]
-        row_bytes = self.image.key_bytes
-        rows = cute.recast_ptr(q.iterator, dtype=Uint8)
-        step = q.stride[0] * self.recipe.query_bytes
-        chunks = row_bytes // 16
-        row, byte = thread // chunks, thread % chunks * 16
-        planes = self.q_planes.cute()
-        for i in range_constexpr(self.rows * chunks // self.threads):
-            r = row + i * (self.threads // chunks)
-            valid = Int32(16) if bounds.row_begin + r < bounds.seq_q else Int32(0)
-            source = rows + (Int64(bounds.row_begin + r) * step + byte)
-            cp_async_zfill(shared + planes((r, byte)), source, valid)
+        """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one."""
+        element_bytes = self.recipe.query_bytes
+        copy = RowCopy.create(self.q_planes, element_bytes * q.shape[1], self.threads)
+        step = Int64(q.stride[0]) * element_bytes
+        first = bounds.row_begin + copy.row
+        copy.copy(shared, q.iterator.toint() + first * step + copy.byte, step, bounds.seq_q - first)
 
     @cute.jit
     def attend(
@@ -362,7 +364,9 @@ class AttentionSm80:
         """
         m_tiles = self.config.m_tiles
         scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
-        if const_expr(self.config.smooth_q):  # where rows of Q meet the row of delta, their scales must be in the scores
+        if const_expr(
+            self.config.smooth_q
+        ):  # where rows of Q meet the row of delta, their scales must be in the scores
             block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // DELTA_ROWS
             scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), block)
             scales = None
@@ -402,46 +406,58 @@ class AttentionSm80:
         softmax.accumulate(softmax.probabilities(y), stage)
 
     @cute.jit
-    def store_output(
-        self,
-        softmax: Any,
-        bounds: SequenceBounds,
-        out: cute.Tensor,
-        v_scales: cute.Tensor | None,
-        v_means: cute.Tensor | None,
-        poison: tuple,
-    ):
+    def store_output(self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, channels: tuple, poison: tuple):
         """out = O / Σ P · v_scale + v_mean; as many consecutive channels a store as a lane holds, no shared memory.
+
+        Runs of channels are inside D or outside as a whole.
 
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
         its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
         """
-        out_dtype, run = _OUT_DTYPES[self.config.out_dtype], self.image.output_run
+        runs = self.config.head_dim // self.image.output_run
         for r in range_constexpr(2 * self.config.m_tiles):
             row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q:
                 total, _ = softmax.row_totals(r)
-                inverse = Float32(0)
-                if bounds.key_limit(row) > 0:
+                inverse, seen = Float32(0), bounds.key_limit(row) > 0
+                if seen:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
                 inverse = inverse + _nan_if_not_finite(poison, row)
-                for g in range_constexpr(self.config.head_dim // (4 * run)):
+                for g in range_constexpr(cute.ceil_div(runs, 4)):
                     place = 4 * g + lane_index() % 4
-                    scale = cute.make_rmem_tensor((run,), Float32)
-                    values = cute.make_rmem_tensor((run,), out_dtype)
-                    scale.fill(1.0)
-                    mean = cute.make_rmem_tensor((run,), Float32)
-                    mean.fill(0.0)
-                    if const_expr(v_scales is not None):
-                        cute.autovec_copy(cute.local_tile(v_scales, (run,), (place,)), scale)
-                    if const_expr(v_means is not None):
-                        if bounds.key_limit(row) > 0:
-                            cute.autovec_copy(cute.local_tile(v_means, (run,), (place,)), mean)
-                    for i in range_constexpr(run):
-                        o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
-                        o = o * inverse * scale[i]
-                        values[i] = (o if const_expr(v_means is None) else o + mean[i]).to(out_dtype)
-                    cute.autovec_copy(values, cute.local_tile(out[row, None], (run,), (place,)))
+                    if const_expr(4 * (g + 1) <= runs):
+                        self.store_run(softmax, r, g, place, inverse, seen, out[row, None], channels)
+                    else:
+                        if place < runs:
+                            self.store_run(softmax, r, g, place, inverse, seen, out[row, None], channels)
+
+    def store_run(
+        self,
+        softmax: Any,
+        r: int,
+        g: int,
+        place: Int32,
+        inverse: Float32,
+        seen: Boolean,
+        out_row: cute.Tensor,
+        channels: tuple,
+    ) -> None:
+        """Channels run·place … of row ``r``, run = `output_run`: this lane's ``g``-th run of neighbours."""
+        run = self.image.output_run
+        scale = cute.make_rmem_tensor((run,), Float32)
+        values = cute.make_rmem_tensor((run,), _OUT_DTYPES[self.config.out_dtype])
+        mean = cute.make_rmem_tensor((run,), Float32)
+        scale.fill(1.0)
+        for channel, factor in zip(channels, (scale, mean), strict=True):
+            if const_expr(channel is not None):
+                cute.autovec_copy(cute.local_tile(channel, (run,), (place,)), factor)
+        for i in range(run):
+            o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
+            o = o * inverse * scale[i]
+            if const_expr(channels[1] is not None):
+                o = o + Float32(select_(seen, mean[i], Float32(0)))
+            values[i] = o.to(values.element_type)
+        cute.autovec_copy(values, cute.local_tile(out_row, (run,), (place,)))
 
     @cute.jit
     def store_lse(self, softmax: Any, bounds: SequenceBounds, lse: cute.Tensor, poison: tuple):

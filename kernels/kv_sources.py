@@ -9,8 +9,7 @@ import cutlass.cute as cute
 from cutlass import Int32, Int64, Uint8, const_expr, range_constexpr
 
 from .atoms import cp_async_atom
-from .operand_planes import PLANE_BYTES_PER_ROW
-from .ptx import cp_async_zfill
+from .row_copy import RowCopy
 from .row_tile import RowTile
 from .tile_image import TILE_TOKENS, TileImage
 
@@ -69,56 +68,37 @@ class ImageSource:
 class RowSource:
     """Rows of K and V in 16-bit floats from ordinary tensors, into the planes of a `RowTile`; zeros past the end.
 
-    Thread i moves one 16-byte chunk of every (threads / chunks per row)-th token of K and of V.
-
-    address: two int64 registers: this thread's chunk of the first token of the next tile, in K and in V
+    address: two int64 registers: this thread's first chunk of the next tile, in K and in V
     step:    two int64 registers: bytes from one token to the next, in K and in V
-    left:    one int32 register: tokens from that first one to the end of the sequence
+    left:    one int32 register: tokens from that chunk's to the end of the sequence
     """
 
     address: cute.Tensor
     step: cute.Tensor
     left: cute.Tensor
-    row: Int32
-    byte: Int32
+    rows: RowCopy
     tile: cutlass.Constexpr[RowTile]
-    threads: cutlass.Constexpr[int]
 
     @staticmethod
     def create(
         k: cute.Tensor, v: cute.Tensor, head: Int32, tiles: Int32, seq_k: Int32, tile: RowTile, threads: int
     ) -> RowSource:
         """k, v: [B, Hkv, Sk, D], rows aligned to 16 bytes; head: batch·Hkv + KV head; tiles: that the CTA visits."""
-        thread = cute.arch.thread_idx()[0]
-        chunks = 2 * tile.head_dim // _CHUNK
-        row, byte = thread // chunks, thread % chunks * _CHUNK
+        rows = RowCopy.create(tile.planes, 2 * tile.head_dim, threads)
         address, step = cute.make_rmem_tensor((2,), Int64), cute.make_rmem_tensor((2,), Int64)
         left = cute.make_rmem_tensor((1,), Int32)
         begin = (tiles - 1) * TILE_TOKENS
         for i, x in enumerate((k, v)):
             first = x[head // k.shape[1], head % k.shape[1], None, None]
             step[i] = Int64(first.stride[0]) * 2
-            address[i] = first.iterator.toint() + (begin + row) * step[i] + byte
-        left[0] = seq_k - begin - row
-        return RowSource(address, step, left, row, byte, tile, threads)
+            address[i] = first.iterator.toint() + (begin + rows.row) * step[i] + rows.byte
+        left[0] = seq_k - begin - rows.row
+        return RowSource(address, step, left, rows, tile)
 
     @cute.jit
     def copy(self, ring: cute.Pointer, stage: Int32) -> None:
         """Request the next tile for byte ``stage`` of the ``ring`` (shared), and step to the one before it."""
-        rows = self.threads // (2 * self.tile.head_dim // _CHUNK)
         for i, offset in enumerate((self.tile.k_offset, self.tile.v_offset)):
-            for token in range_constexpr(0, TILE_TOKENS, rows):
-                valid = Int32(_CHUNK) if self.left[0] > token else Int32(0)
-                source = cute.make_ptr(
-                    Uint8, self.address[i] + token * self.step[i], cute.AddressSpace.gmem, assumed_align=_CHUNK
-                )
-                cp_async_zfill(ring + (stage + self._place(token, rows) + offset), source, valid)
+            self.rows.copy(ring + (stage + offset), self.address[i], self.step[i], self.left[0])
             self.address[i] = self.address[i] - TILE_TOKENS * self.step[i]
         self.left[0] = self.left[0] + TILE_TOKENS
-
-    def _place(self, token: int, rows: int) -> Int32:
-        """Byte, in the planes, of this thread's chunk ``token`` tokens after its first; ``rows`` apart."""
-        planes = self.tile.planes.cute()
-        if const_expr(rows % 8 == 0):  # the swizzle repeats: one register and immediates
-            return planes((self.row, self.byte)) + token * PLANE_BYTES_PER_ROW
-        return planes((self.row + token, self.byte))

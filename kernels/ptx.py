@@ -17,6 +17,7 @@ __all__ = [
     "cp_async_zfill",
     "mma_int4",
     "multiply_f16x2",
+    "opaque",
     "pack_bf16x2",
     "pack_bytes_f16",
     "pack_f16x2",
@@ -103,6 +104,11 @@ def pack_bf16x2(low: Float32, high: Float32) -> Int32:
 def multiply_f16x2(a: Int32, b: Int32) -> Int32:
     """Two float16 products, one HMUL2, of float16 accumulators as the registers that the MMA leaves them in."""
     return Int32(_asm(T.i32(), "mul.rn.f16x2 $0, $1, $2;", [a, b], "=r,r,r"))
+
+
+def opaque(value: Int32) -> Int32:
+    """The same value, as one that LLVM has not seen: what follows from it is computed again, and not kept. Free."""
+    return Int32(_asm(T.i32(), "mov.b32 $0, $1;", [value], "=r,r", side_effects=True))
 
 
 def shift_right(value: Int32, count: Int32) -> Int32:

@@ -12,19 +12,25 @@ __all__ = ["RowTile"]
 
 @dataclass(frozen=True)
 class RowTile:
-    """Layout of one KV tile: K, then V, both as planes of 16 channels, [D/16][64 tokens][32 B] (`operand_planes`).
+    """Layout of one KV tile: K, then V, both as planes of 16 channels, [⌈D/16⌉][64 tokens][32 B] (`operand_planes`).
 
-    Tokens and channels are in natural order. ldmatrix reads K's fragments as they lie and V's transposed.
+    Tokens and channels are in natural order. ldmatrix reads K's fragments as they lie and V's transposed. Where D is no
+    multiple of 16, half of the last plane is zeros.
 
-    head_dim: D, a multiple of 32. All offsets are bytes from the start of the tile, which is 256-byte aligned.
+    head_dim: D, a multiple of 8. All offsets are bytes from the start of the tile, which is 256-byte aligned.
     """
 
     head_dim: int
 
     @property
+    def value_channels(self) -> int:
+        """D rounded up to whole planes."""
+        return -(-self.head_dim // 16) * 16
+
+    @property
     def key_bytes(self) -> int:
         """Bytes of a row of K in its planes."""
-        return 2 * self.head_dim
+        return 2 * self.value_channels
 
     @property
     def k_offset(self) -> int:
@@ -32,17 +38,17 @@ class RowTile:
 
     @property
     def v_offset(self) -> int:
-        return 2 * TILE_TOKENS * self.head_dim
+        return TILE_TOKENS * self.key_bytes
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one tile: 256·D."""
+        """Bytes of one tile: 256·D, D rounded up to 16."""
         return 2 * self.v_offset
 
     @property
     def planes(self) -> StaticLayout:
         """(token, byte of the row) -> byte from `k_offset` or `v_offset`."""
-        return operand_planes(TILE_TOKENS, 2 * self.head_dim)
+        return operand_planes(TILE_TOKENS, self.key_bytes)
 
     values_transposed = False
     output_run = 2
@@ -59,4 +65,4 @@ class RowTile:
     @property
     def output_channels(self) -> StaticLayout:
         """(column, n8 tile) of the P·V accumulator -> channel."""
-        return StaticLayout((8, self.head_dim // 8), (1, 8))
+        return StaticLayout((8, self.value_channels // 8), (1, 8))

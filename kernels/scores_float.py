@@ -58,7 +58,7 @@ class FloatScores:
         accumulators = cute.make_rmem_tensor(((2, 2), self.m_tiles, TILE_TOKENS // 8), Float32)
         accumulators.fill(0.0)
         fragment = cute.make_layout(8)
-        for k in range_constexpr(self.image.head_dim // 16):
+        for k in range_constexpr(self.image.key_bytes // PLANE_BYTES_PER_ROW):
             q = cute.make_rmem_tensor(((2, 2, 2), self.m_tiles), self.element)
             for m in range_constexpr(self.m_tiles):
                 row = cute.make_tensor(self.queries + (m * 16 * 16 + k * (self.plane_bytes // 2)), fragment)

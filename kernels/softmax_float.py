@@ -66,7 +66,7 @@ class FloatSoftmax:
                          no longer grows. Small terms are lost to a large output in this way, so that it is less
                          accurate the more keys count; row_sum, in float32, is not affected
 
-    output:  `accumulator.output` ((2,2), m tiles, D/8 n tiles), channels as in TileImage.output_channels
+    output:  `accumulator.output` ((2,2), m tiles, `value_channels`/8 n tiles), channels as in TileImage.output_channels
     sums:    float32 ((2,2), m tiles): (0, hi) is the row sum of row r = 2·m + hi; column 1 is not kept up. One
              accumulator for both m tiles, as in IntegerSoftmax, would carry a NaN from a row to the one 16 rows further
     """
@@ -92,7 +92,7 @@ class FloatSoftmax:
     ) -> FloatSoftmax:
         """Empty state. ``row_scale``: float32 (R,), factor from y to base-2 scores, > 0; element: type of P and V."""
         rows = 2 * m_tiles
-        output = cute.make_rmem_tensor(((2, 2), m_tiles, image.head_dim // 8), accumulator.output)
+        output = cute.make_rmem_tensor(((2, 2), m_tiles, image.value_channels // 8), accumulator.output)
         sums = cute.make_rmem_tensor(((2, 2), m_tiles), Float32)
         bias, limit = cute.make_rmem_tensor((rows,), Float32), cute.make_rmem_tensor((rows,), Float32)
         output.fill(0.0)
@@ -130,10 +130,10 @@ class FloatSoftmax:
         self.sums[(0, hi), tile] = self.sums[(0, hi), tile] * factor
         if const_expr(self.accumulator.output is Float16):
             pairs, factors = cute.recast_tensor(self.output, Int32), pack_f16x2(factor, factor)
-            for n in range(self.image.head_dim // 8):
+            for n in range(self.image.value_channels // 8):
                 pairs[(0, hi), tile, n] = multiply_f16x2(pairs[(0, hi), tile, n], factors)
         else:
-            for n in range(self.image.head_dim // 8):
+            for n in range(self.image.value_channels // 8):
                 for e in range(2):
                     self.output[(e, hi), tile, n] = self.output[(e, hi), tile, n] * factor
 
@@ -163,7 +163,7 @@ class FloatSoftmax:
         """output += P·V and row sums += P·1, for the tile image at ``stage`` (shared)."""
         values = cute.recast_ptr(stage + self.value_row, dtype=self.element) + self.image.v_offset // 2
         self._add_row_sums(p)
-        blocks, pairs = range(TILE_TOKENS // 16), range(self.image.head_dim // 16)
+        blocks, pairs = range(TILE_TOKENS // 16), range(self.image.value_channels // 16)
         if const_expr(self.accumulator.output is self.accumulator.products):
             for k in blocks:
                 for n in pairs:

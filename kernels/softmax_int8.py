@@ -37,7 +37,7 @@ class IntegerSoftmax:
     |output| <= 127·row_sum, so int32 holds as long as row_sum < 2^31/127 = 16.9 million: `bound_sums` before every
     256 tiles (at most 4 177 920 more) keeps it below 12.7 million there.
 
-    output:  int32 ((2,2), m tiles, D/8 n tiles), channels as in TileImage.output_channels
+    output:  int32 ((2,2), m tiles, `value_channels`/8 n tiles), channels as in TileImage.output_channels
     sums:    int32 (2,2): [e, hi] is the row sum of row r = 2·m + hi in e == m, from one accumulator for both m tiles:
              the ones that multiply P sit in the even columns for m tile 0 and in the odd ones for m tile 1
     """
@@ -56,7 +56,7 @@ class IntegerSoftmax:
     def create(row_scale: cute.Tensor, image: TileImage, m_tiles: int) -> IntegerSoftmax:
         """Empty state. ``row_scale``: float32 (R,), factor from y to base-2 scores, > 0."""
         rows = 2 * m_tiles
-        output = cute.make_rmem_tensor(((2, 2), m_tiles, image.head_dim // 8), Int32)
+        output = cute.make_rmem_tensor(((2, 2), m_tiles, image.value_channels // 8), Int32)
         sums = cute.make_rmem_tensor(((2, 2),), Int32)
         bias, limit = cute.make_rmem_tensor((rows,), Float32), cute.make_rmem_tensor((rows,), Float32)
         ones = cute.make_rmem_tensor((m_tiles,), Int32)
@@ -109,7 +109,7 @@ class IntegerSoftmax:
         for e in range(2):
             if e == tile or self.m_tiles == 1:
                 self.sums[(e, hi),] = shift_right(self.sums[(e, hi),], count)
-            for n in range(self.image.head_dim // 8):
+            for n in range(self.image.value_channels // 8):
                 self.output[(e, hi), tile, n] = shift_right(self.output[(e, hi), tile, n], count)
 
     def row_totals(self, r: int) -> tuple[Float32, Float32]:
@@ -144,7 +144,7 @@ class IntegerSoftmax:
         values = cute.recast_ptr(stage + self.value_row, dtype=Int8) + self.image.v_offset
         mma = cute.make_mma_atom(MmaInt8Op(a_unsigned=True))
         load = ldmatrix_atom()
-        dims = self.image.head_dim
+        dims = self.image.value_channels
         fragment = cute.make_layout(16)
         ones = cute.make_rmem_tensor(((4, 2),), Int8)
         ones_packed = cute.recast_tensor(ones, Int32)

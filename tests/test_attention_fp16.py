@@ -36,6 +36,13 @@ def test_lengths(device, head_dim, accumulate, seq_q, seq_k, causal):
     check(operands, config_of(accumulate, head_dim=head_dim, causal=causal), device)
 
 
+@pytest.mark.parametrize(("accumulate", "head_dim"), [("float32", 24), ("float16", 48), ("float16+float32", 112)])
+@pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 65, False), (70, 150, True)])
+def test_padded_head_dims(device, accumulate, head_dim, seq_q, seq_k, causal):
+    operands = operands_of(accumulate, heads=3, kv_heads=1, seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, seed=seq_k)
+    check(operands, config_of(accumulate, head_dim=head_dim, causal=causal), device)
+
+
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
 @pytest.mark.parametrize("k_scale", [1e-6, 1e-2, 1.0, 1e4])
 def test_scores_of_any_size(device, accumulate, k_scale):

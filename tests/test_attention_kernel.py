@@ -27,6 +27,17 @@ def test_lengths(device, head_dim, causal, seq_q, seq_k):
     check(operands, replace(LSE, head_dim=head_dim, causal=causal), device)
 
 
+@pytest.mark.parametrize("head_dim", [16, 40, 56, 72, 88])
+@pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 65, False), (70, 150, True)])
+def test_padded_head_dims(device, head_dim, seq_q, seq_k, causal):
+    """One to three of the four runs of 8 channels in the last 32 are stored; the memory after a row is left alone."""
+    o = Operands(heads=3, kv_heads=1, seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, seed=head_dim)
+    config = replace(LSE, head_dim=head_dim, causal=causal)
+    frame = torch.full((1, 3, seq_q, head_dim + 24), 7.0, dtype=torch.float16, device=device)
+    check(o, config, device, frame[..., :head_dim])
+    assert (frame[..., head_dim:] == 7.0).all()
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 3), (5, 1), (3, 3)])
 def test_head_counts(device, heads, kv_heads):
     check(Operands(batch=2, heads=heads, kv_heads=kv_heads, seq_q=70, seq_k=150), LSE, device)
@@ -166,7 +177,8 @@ def test_row_sums_are_halved_before_the_output_overflows(device):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"head_dim": 96}, "head_dim=96 is not one of 32, 64, 128"),
+        ({"head_dim": 100}, "head_dim=100 is not a multiple of 8 from 16 to 256"),
+        ({"head_dim": 264}, "head_dim=264 is not a multiple of 8 from 16 to 256"),
         ({"out_dtype": "float32"}, "out_dtype='float32' is not one of float16, bfloat16"),
         ({"out_align": 1}, "out_align=1 is not one of 16, 8, 4, 2"),
         ({"warps": 3}, "warps=3 is not one of 1, 2, 4, 8"),

@@ -149,10 +149,10 @@ def test_arch_without_kernel():
 
 
 def test_head_dim_without_kernel():
-    with pytest.raises(NotImplementedError, match=r"head_dim=80 .*pad Q, K and V with zeros to 128 .*softmax_scale=80"):
-        call(q=tensor(1, 4, 8, 80), k=tensor(1, 2, 16, 80))
-    with pytest.raises(NotImplementedError, match=r"head_dim=256 .*scaled_dot_product_attention"):
-        call(q=tensor(1, 4, 8, 256), k=tensor(1, 2, 16, 256))
+    with pytest.raises(NotImplementedError, match=r"head_dim=84 .*pad Q, K and V with zeros to 88 .*softmax_scale=84"):
+        call(q=tensor(1, 4, 8, 84), k=tensor(1, 2, 16, 84))
+    with pytest.raises(NotImplementedError, match=r"head_dim=264 .*scaled_dot_product_attention"):
+        call(q=tensor(1, 4, 8, 264), k=tensor(1, 2, 16, 264))
 
 
 @pytest.mark.parametrize("scale", [-1.0, float("nan"), float("inf")])

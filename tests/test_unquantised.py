@@ -63,10 +63,21 @@ def test_shapes(device, recipe, head_dim, seq_q, seq_k, causal):
     check(recipe, q, k, v, device, causal=causal)
 
 
+@pytest.mark.parametrize(
+    ("recipe", "head_dim"), [("fp16", 16), ("bf16", 24), ("fp16", 40), ("bf16", 80), ("fp16", 104)]
+)
+@pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 65, False), (70, 150, True)])
+def test_padded_head_dims(device, recipe, head_dim, seq_q, seq_k, causal):
+    """Half planes, and planes that are not a multiple of what neighbouring threads fill; NaN lies between the rows."""
+    q, k, v = random_qkv(recipe, (1, 3, seq_q, head_dim), (1, 1, seq_k, head_dim), seed=head_dim)
+    k, v = (torch.cat([x, torch.full_like(x, math.nan)], -1)[..., :head_dim] for x in (k, v))
+    check(recipe, q, k, v, device, causal=causal)
+
+
 @pytest.mark.parametrize("tile", [{"warps": 1}, {"warps": 2}, {"warps": 8, "m_tiles": 1}, {"stages": 3}])
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 def test_tile_configs(device, tile, head_dim):
-    """With fewer warps a thread's rows are less than eight apart, and the swizzle differs from one to the next."""
+    """With one warp a thread's rows are less than eight apart, and the swizzle differs from one to the next."""
     q, k, v = random_qkv("fp16", (1, 1, 70, head_dim), (1, 1, 190, head_dim))
     check("fp16", q, k, v, device, config=TileConfig(**{"m_tiles": 1} | tile), causal=True)
 
