@@ -95,7 +95,7 @@ def attention_quantised(
 
     if delta is not None:  # whose rows meet all of Q's rows in the scores, so that these have Q's scale already
         blocks = (torch.arange(padded) // _DELTA_ROWS).clamp(max=delta.shape[2] - 1)
-    of_scores = row_scale if delta is None else torch.full_like(row_scale, factor).clamp(min=_SMALLEST_ROW_SCALE)
+    of_scores = row_scale if delta is None else factor.expand_as(row_scale).clamp(min=_SMALLEST_ROW_SCALE)
     rows = rows_of(as_recipe(recipe))(of_scores, head_dim, warp_rows)
     visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal)
     return _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)

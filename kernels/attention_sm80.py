@@ -222,8 +222,8 @@ class AttentionSm80:
             q, keys, values: 16-bit floats [B, H, S, D], any strides with contiguous rows aligned to 16 bytes
             q_scale, q_bias: None
 
-        delta:    float32 [B, Hq, ceil(Sq/128), T·64], compact: added to a block of query rows' q · (k - mean(K)), one row
-                  for all, in natural token order; None unless `smooth_q`
+        delta:    float32 [B, Hq, ceil(Sq/128), T·64], compact: one row for a block of query rows, added to their
+                  q · (k - mean(K)), in natural token order; None unless `smooth_q`
         v_mean:   float32 [B, Hkv, D], compact: added to the output of rows that see a key; None unless `smooth_v`
         key_lengths: int32 [B], keys of each batch element, as if clamped to 0 … seq_k; None unless `varlen_k`: all have
                   seq_k
@@ -325,7 +325,7 @@ class AttentionSm80:
 
     @cute.jit
     def row_scales(self, scales: cute.Tensor | None, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
-        """float32 (2·m_tiles,): ``factor``, times Q's scale if given, for each of this lane's rows; positive, finite."""
+        """float32 (2·m_tiles,): ``factor``, times Q's scale if given, of each of this lane's rows; positive, finite."""
         row = self.lane_row(bounds)
         row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
         for r in range_constexpr(2 * self.config.m_tiles):

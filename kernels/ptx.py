@@ -50,8 +50,8 @@ def cp_async_zfill(destination: cute.Pointer, source: cute.Pointer, valid_bytes:
 def mma_int4(accumulator: list[Int32], a: list[Int32], b: list[Int32]) -> list[Int32]:
     """mma.sync.m16n8k64 of signed 4-bit integers: ``accumulator`` (four registers) + a·b, one IMMA.16864.
 
-    The DSL's compiler refuses the atom. Fragments are byte for byte those of `atoms.MmaInt8Op`, two elements a byte, the
-    lower one first. The sum is tied to the accumulator's registers, as the atom does: ptxas keeps it in place.
+    The DSL's compiler refuses the atom. Fragments are byte for byte those of `atoms.MmaInt8Op`, two elements a byte,
+    the lower one first. The sum is tied to the accumulator's registers, as the atom does: ptxas keeps it in place.
     """
     text = (
         "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 "

@@ -21,12 +21,12 @@ _MAGIC_BITS = 0x4B400000
 
 @dataclass(frozen=True)
 class IntegerScores:
-    """Scores of one warp's rows with one KV tile: y = c·(q·k), K's scale applied, Q's not yet; or, where Q was smoothed,
-    y = row_scale·c·(q·k) + delta with both.
+    """Scores of one warp's rows with one KV tile: y = c·(q·k), K's scale applied, Q's not yet; or, where Q was
+    smoothed, y = row_scale·c·(q·k) + delta with both.
 
     The accumulators start at 0x4B400000 and are read as float32: 12582912 + S, exact while |S| < 2^22 (INT8 and head
-    dim 256 need 127²·256 = 4129024). fma(y, c, -12582912·c) is then S·c rounded once, because c has two zero bits at its end: no I2F, which
-    would cost as much of the XU pipe as the 2^x.
+    dim 256 need 127²·256 = 4129024). fma(y, c, -12582912·c) is then S·c rounded once, because c has two zero bits at
+    its end: no I2F, which would cost as much of the XU pipe as the 2^x.
 
     A k step takes the 32 bytes of a plane: 32 dims in INT8; in INT4 64, in the same places of the same registers.
 
