@@ -12,7 +12,7 @@ from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, mak
 from cutlass.cutlass_dsl import select_
 
 from .delta_source import DELTA_BYTES, DELTA_ROWS, DeltaSource
-from .kv_pipeline import KvPipeline
+from .kv_pipeline import KvPipeline, SplitPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .recipes import RECIPES
@@ -42,7 +42,8 @@ class AttentionConfig:
     causal:    query i sees keys up to i + seq_k - seq_q
     has_lse:   whether the log-sum-exp is written
     out_align: alignment in bytes of every row of the output, 16, 8, 4 or 2: the width of its stores
-    warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory
+    warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory. With one stage K and V
+               are loaded apart, which takes two barriers a tile
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
     recipe, accumulate: a key of recipes.RECIPES
@@ -74,7 +75,7 @@ class AttentionSm80:
     the last to the first. There are no specialised warps: every warp has its own rows and plays all roles in turn.
 
     Roles
-        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead
+        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead; `SplitPipeline`
         mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, row sums += P·1)
         softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update` and `.probabilities`
         epilogue  `store_output`, `store_lse`
@@ -142,7 +143,7 @@ class AttentionSm80:
             "out_align": (16, 8, 4, 2),
             "warps": (1, 2, 4, 8),
             "m_tiles": (1, 2),
-            "stages": (2, 3, 4),
+            "stages": (1, 2, 3, 4),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from 16 to 256"
@@ -270,7 +271,7 @@ class AttentionSm80:
             source = self.recipe.source(keys, values, kv_head, tiles, seq_k, self.image, self.threads)
             if const_expr(delta is not None):
                 source = DeltaSource.create(source, delta, head, row_begin, self.delta_blocks, tiles)
-            pipeline = KvPipeline.create(source, shared + self.q_bytes, self.stage_bytes, self.config.stages)
+            pipeline = self.pipeline(source, shared + self.q_bytes)
             pipeline.start(tiles)
             scales, biases, channels = None, None, (None, None)
             if const_expr(self.recipe.quantised):
@@ -281,6 +282,12 @@ class AttentionSm80:
             self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
             if const_expr(lse is not None):
                 self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
+
+    def pipeline(self, source: Any, ring: cute.Pointer) -> KvPipeline | SplitPipeline:
+        """How KV tiles from ``source`` come to shared memory, `stages` tiles at ``ring``."""
+        if self.config.stages == 1:
+            return SplitPipeline(source, ring)
+        return KvPipeline.create(source, ring, self.stage_bytes, self.config.stages)
 
     def assignment(self) -> tuple[Int32, Int32]:
         """(batch·heads + head, first query row) of this CTA.
@@ -350,7 +357,7 @@ class AttentionSm80:
     @cute.jit
     def attend(
         self,
-        pipeline: KvPipeline,
+        pipeline: KvPipeline | SplitPipeline,
         bounds: SequenceBounds,
         shared: cute.Pointer,
         scales: cute.Tensor | None,
@@ -392,7 +399,7 @@ class AttentionSm80:
     def visit(
         self,
         tile: Int32,
-        pipeline: KvPipeline,
+        pipeline: KvPipeline | SplitPipeline,
         scores: Any,
         softmax: Any,
         mask: ScoreMask | None,
@@ -403,7 +410,9 @@ class AttentionSm80:
         here = mask.at(tile * TILE_TOKENS) if const_expr(mask is not None) else None
         y, maxima = scores.dequantise(accumulators, stage, here)
         softmax.update(maxima)
-        softmax.accumulate(softmax.probabilities(y), stage)
+        p = softmax.probabilities(y)
+        pipeline.await_values(tile)
+        softmax.accumulate(p, stage)
 
     @cute.jit
     def store_output(self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, channels: tuple, poison: tuple):

@@ -52,13 +52,25 @@ class DeltaSource:
         address[0] = first + thread % chunks * _CHUNK
         return DeltaSource(images, address, blocks)
 
-    @cute.jit
     def copy(self, ring: cute.Pointer, stage: Int32) -> None:
         """Request the next tile for byte ``stage`` of the ``ring`` (shared), and step to the one before it."""
         self.images.copy(ring, stage)
+        self._copy_delta(ring, stage)
+
+    def copy_keys(self, buffer: cute.Pointer) -> None:
+        """Request K of the next tile, and delta, for the ``buffer`` (shared)."""
+        self.images.copy_keys(buffer)
+        self._copy_delta(buffer, Int32(0))
+
+    def copy_values(self, buffer: cute.Pointer) -> None:
+        """Request the same tile's V, and step to the one before it."""
+        self.images.copy_values(buffer)
+
+    @cute.jit
+    def _copy_delta(self, ring: cute.Pointer, stage: Int32) -> None:
         if self.images.thread < self.blocks * (DELTA_BYTES // _CHUNK):
             chunk = cute.make_layout(_CHUNK)
             source = cute.make_ptr(Uint8, self.address[0], cute.AddressSpace.gmem, assumed_align=_CHUNK)
-            target = ring + (cute.assume(stage + self.images.thread * _CHUNK, divby=_CHUNK) + self.images.nbytes)
-            cute.copy(cp_async_atom(), cute.make_tensor(source, chunk), cute.make_tensor(target, chunk))
+            place = cute.assume(stage + self.images.thread * _CHUNK, divby=_CHUNK) + self.images.tile.nbytes
+            cute.copy(cp_async_atom(), cute.make_tensor(source, chunk), cute.make_tensor(ring + place, chunk))
         self.address[0] = self.address[0] - DELTA_BYTES

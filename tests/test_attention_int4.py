@@ -69,12 +69,11 @@ def test_delta_and_v_mean(device, recipe, accumulate, causal):
     assert (lse[1] == -math.inf).all()
 
 
-@pytest.mark.parametrize("rows", [(1, 1), (2, 2), (4, 1), (8, 2)])
+@pytest.mark.parametrize(("warps", "m_tiles", "stages"), [(1, 1, 1), (2, 2, 3), (4, 1, 2), (8, 2, 2), (8, 2, 1)])
 @pytest.mark.parametrize("seq_q", [100, 300])
-def test_every_cta_reads_the_delta_of_its_rows(device, rows, seq_q):
-    """CTAs of 16, 64 and 256 rows: parts of a block of 128, one and a half blocks of which the last is not full."""
-    warps, m_tiles = rows
-    tile = {"warps": warps, "m_tiles": m_tiles, "stages": 3 if warps == 2 else 2}
+def test_every_cta_reads_the_delta_of_its_rows(device, warps, m_tiles, stages, seq_q):
+    """CTAs of 16, 64 and 256 rows: parts of a block of 128, or two blocks of which the second may not be there."""
+    tile = {"warps": warps, "m_tiles": m_tiles, "stages": stages}
     check(*case("int8", "int32", "q", tile=tile, heads=2, kv_heads=1, seq_q=seq_q, seq_k=150, head_dim=32), device)
 
 
