@@ -60,9 +60,9 @@ def attention(
     softmax_scale: ≥ 0; None is D**-0.5
     layout:        "bhsd", or "bshd" for q, k, v and out as [B, S, H, D]
     return_lse:    also return the log-sum-exp of the scaled scores: float32 [B, Hq, Sq] in either layout, natural log
-    key_lengths:   int32 [B]: tokens of k and v that count in each batch element, from 0 to Sk (what is outside is taken as
-                   the nearest of the two, because looking would mean to wait for the GPU); Sk is that number where
-                   ``causal`` says it. None: all; a `QuantizedKeyValue` brings its own
+    key_lengths:   int32 [B]: how many tokens of k and v count in each batch element; it takes the place of Sk under
+                   ``causal``. Clamped to 0…Sk without being looked at, which would mean to wait for the GPU. None: all;
+                   a `QuantizedKeyValue` brings its own
     out:           tensor to fill and return, of q's shape, dtype and device; any strides with a contiguous head dim
     arch:          GPU target to compile for; None is the device's own (the emulator's: sm_80)
     config:        `TileConfig`; None is chosen from the problem's shape

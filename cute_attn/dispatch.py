@@ -41,11 +41,16 @@ class _Family:
 # Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
 _WARP_MMA = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a")
 
+# m16n8k64 with s4 operands: Hopper and later have no such instruction.
+_INT4_MMA = ("sm_80", "sm_86", "sm_89")
+
 _EIGHTS = range(16, 257, 8)
 
 _FAMILIES = (
     _Family("int8", "int8", "int8", _WARP_MMA, _EIGHTS),
     _Family("int8_fp16", "int8", "float16", _WARP_MMA, _EIGHTS),
+    _Family("int4_int8", "int4", "int8", _INT4_MMA, _EIGHTS),
+    _Family("int4_fp16", "int4", "float16", _INT4_MMA, _EIGHTS),
     _Family("fp16", "float16", "float16", _WARP_MMA, _EIGHTS),
     _Family("bf16", "bfloat16", "bfloat16", _WARP_MMA, _EIGHTS),
 )
@@ -164,7 +169,15 @@ def _shared_bytes(recipe: Recipe, head_dim: int, tile: TileConfig) -> int:
 
 
 def attention_config(
-    recipe: Recipe, head_dim: int, dtype: str, causal: bool, tile: TileConfig, *, has_lse: bool, out_align: int
+    recipe: Recipe,
+    head_dim: int,
+    dtype: str,
+    causal: bool,
+    tile: TileConfig,
+    *,
+    has_lse: bool = False,
+    varlen_k: bool = False,
+    out_align: int = 16,
 ) -> AttentionConfig:
     """The attention kernel's own static configuration."""
     from cute_attn.kernels.attention_sm80 import AttentionConfig
@@ -180,6 +193,9 @@ def attention_config(
         stages=tile.stages,
         recipe=_family(recipe).kernel,
         accumulate=recipe.accumulate,
+        smooth_q=recipe.smooth_q,
+        smooth_v=recipe.smooth_v,
+        varlen_k=varlen_k,
     )
 
 
@@ -190,7 +206,7 @@ def _kernel_refusal(
     """What the kernel class itself, or the chip's shared memory, has against this tile config."""
     from cute_attn.kernels.attention_sm80 import AttentionSm80
 
-    kernel_config = attention_config(recipe, head_dim, dtype, causal, tile, has_lse=True, out_align=16)
+    kernel_config = attention_config(recipe, head_dim, dtype, causal, tile, has_lse=True)
     if reason := AttentionSm80.can_implement(kernel_config):
         return f"{tile}: {reason}"
     needed = _shared_bytes(recipe, head_dim, tile)

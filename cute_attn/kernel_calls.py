@@ -16,26 +16,51 @@ from cute_attn.problem import Problem
 from cute_attn.recipe import Recipe
 from cute_attn.tile_config import TileConfig
 
-__all__ = ["attention_forward", "kernels_of", "key_value_tiles", "quantizer_kernels", "query_rows"]
+__all__ = [
+    "KeyValueOperands",
+    "QueryOperands",
+    "attention_forward",
+    "delta_scores",
+    "kernels_of",
+    "key_value_tiles",
+    "quantizer_kernels",
+    "query_rows",
+]
 
 
-def quantizer_kernels(recipe: Recipe, head_dim: int, dtype: str, align: int) -> dict[str, tuple[type, Any]]:
+def quantizer_kernels(
+    recipe: Recipe, head_dim: int, dtype: str, align: int, *, varlen_k: bool = False
+) -> dict[str, tuple[type, Any]]:
     """Kernel class and configuration of every quantiser, in the order of their launches.
 
-    align: bytes by which rows of Q, K and V are aligned
+    align: bytes by which rows of Q, K and V are aligned; varlen_k: whether batch elements have key lengths of their own
     """
+    from cute_attn.kernels.delta_scores import DeltaConfig, DeltaScores
     from cute_attn.kernels.quantize_key_value import KeyValueTiles, TilesConfig
     from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
-    from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
+    from cute_attn.kernels.quantize_statistics import (
+        FinishConfig,
+        FinishStatistics,
+        KeyValueStatistics,
+        StatisticsConfig,
+    )
     from cute_attn.kernels.rows import QuantizerConfig
 
     rows = QuantizerConfig(head_dim, dtype, align)
-    return {
-        "key_value_statistics": (KeyValueStatistics, rows),
-        "finish_statistics": (FinishStatistics, StatisticsConfig(head_dim, recipe.v_scale, recipe.pv_format)),
-        "key_value_tiles": (KeyValueTiles, TilesConfig(rows, recipe.pv_format)),
-        "query_rows": (QueryRows, QueryConfig(rows)),
+    smooth_v = {"smooth_v": recipe.smooth_v, "varlen": varlen_k}
+    formats = {"values": recipe.pv_format, "keys": recipe.qk_format, "k_scale": recipe.qk_scale}
+    kernels: dict[str, tuple[type, Any]] = {
+        "key_value_statistics": (KeyValueStatistics, StatisticsConfig(rows, **smooth_v)),
+        "finish_statistics": (
+            FinishStatistics,
+            FinishConfig(head_dim, recipe.v_scale, recipe.pv_format, **smooth_v),
+        ),
+        "key_value_tiles": (KeyValueTiles, TilesConfig(rows, **formats, **smooth_v)),
+        "query_rows": (QueryRows, QueryConfig(rows, recipe.qk_format, recipe.qk_scale, smooth_q=recipe.smooth_q)),
     }
+    if recipe.smooth_q:
+        kernels["delta_scores"] = (DeltaScores, DeltaConfig(rows, varlen_k))
+    return kernels
 
 
 def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[type, Any]]:
@@ -43,64 +68,97 @@ def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[
     from cute_attn.kernels.attention_sm80 import AttentionSm80
 
     tile = default_config(recipe, problem, arch)
-    config = attention_config(
-        recipe, problem.head_dim, problem.dtype, problem.causal, tile, has_lse=False, out_align=16
-    )
+    config = attention_config(recipe, problem.head_dim, problem.dtype, problem.causal, tile)
     quantizers = quantizer_kernels(recipe, problem.head_dim, problem.dtype, 16) if recipe.quantises else {}
     return {**quantizers, "attention": (AttentionSm80, config)}
 
 
 @functools.lru_cache(maxsize=256)
-def _key_value_kernels(
-    recipe: Recipe, head_dim: int, dtype: torch.dtype, align: int, arch: str, backend: str
+def _quantizers(
+    names: tuple[str, ...],
+    recipe: Recipe,
+    head_dim: int,
+    dtype: torch.dtype,
+    align: int,
+    varlen_k: bool,
+    arch: str,
+    backend: str,
 ) -> tuple[Callable[..., Any], ...]:
-    kernels = quantizer_kernels(recipe, head_dim, tensors.DTYPE_NAMES[dtype], align)
-    names = ("key_value_statistics", "finish_statistics", "key_value_tiles")
+    """The loaded quantisers of those names."""
+    kernels = quantizer_kernels(recipe, head_dim, tensors.DTYPE_NAMES[dtype], align, varlen_k=varlen_k)
     return tuple(jit.load(*kernels[name], arch, backend) for name in names)
 
 
 def key_value_tiles(
-    k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """image, v_scale and k_mean of K and V [B, Hkv, Sk, D], as `QuantizedKeyValue` describes them."""
-    from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
+    k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: str, key_lengths: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """image, v_scale, k_mean and v_mean of K and V [B, Hkv, Sk, D], as `QuantizedKeyValue` describes them."""
+    from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS, partial_rows
     from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
     batch, heads, seq_k, head_dim = k.shape
     align = min(tensors.alignment(k), tensors.alignment(v))
-    statistics, finish, tiles = _key_value_kernels(recipe, head_dim, k.dtype, align, arch, jit.backend())
-    device, chunks, tile_count = k.device, -(-seq_k // CHUNK_TOKENS), -(-seq_k // TILE_TOKENS)
+    names = ("key_value_statistics", "finish_statistics", "key_value_tiles")
+    varlen_k = key_lengths is not None
+    statistics, finish, tiles = _quantizers(names, recipe, head_dim, k.dtype, align, varlen_k, arch, jit.backend())
+    chunks, tile_count = -(-seq_k // CHUNK_TOKENS), -(-seq_k // TILE_TOKENS)
+    rows = partial_rows(recipe.smooth_v)
+
     # One allocation per result: slicing a common one would take longer than the caching allocator does.
-    k_partial, v_partial = (
-        torch.empty((batch, heads, chunks, head_dim), dtype=torch.float32, device=device) for _ in range(2)
-    )
-    k_mean, v_scale = (torch.empty((batch, heads, head_dim), dtype=torch.float32, device=device) for _ in range(2))
-    nbytes = TileImage(head_dim, recipe.pv_format).nbytes
-    image = torch.empty((batch, heads, tile_count, nbytes), dtype=torch.uint8, device=device)
-    statistics(k, v, k_partial, v_partial)
-    finish(k_partial, v_partial, k_mean, v_scale, seq_k)
-    tiles(k, v, k_mean, v_scale, image)
-    return image, v_scale, k_mean
+    def floats(*shape: int) -> torch.Tensor:
+        return torch.empty(shape, dtype=torch.float32, device=k.device)
 
-
-@functools.lru_cache(maxsize=256)
-def _query_kernel(
-    recipe: Recipe, head_dim: int, dtype: torch.dtype, align: int, arch: str, backend: str
-) -> Callable[..., Any]:
-    kernels = quantizer_kernels(recipe, head_dim, tensors.DTYPE_NAMES[dtype], align)
-    return jit.load(*kernels["query_rows"], arch, backend)
+    partial = floats(batch, heads, chunks, rows, head_dim)
+    k_mean, v_scale = floats(batch, heads, head_dim), floats(batch, heads, head_dim)
+    v_mean = floats(batch, heads, head_dim) if recipe.smooth_v else None
+    nbytes = TileImage(head_dim, recipe.pv_format, recipe.qk_format).nbytes
+    image = torch.empty((batch, heads, tile_count, nbytes), dtype=torch.uint8, device=k.device)
+    statistics(k, v, partial, key_lengths)
+    finish(partial, k_mean, v_scale, v_mean, seq_k, key_lengths)
+    tiles(k, v, k_mean, v_scale, v_mean, image, key_lengths)
+    return image, v_scale, k_mean, v_mean
 
 
 def query_rows(
     q: torch.Tensor, k_mean: torch.Tensor, recipe: Recipe, arch: str
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """data, scale and bias of Q [B, Hq, Sq, D], as `QuantizedQuery` describes them."""
-    kernel = _query_kernel(recipe, q.shape[3], q.dtype, tensors.alignment(q), arch, jit.backend())
-    data = torch.empty(q.shape, dtype=torch.int8, device=q.device)
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """data, scale, bias and q_mean of Q [B, Hq, Sq, D], as `QuantizedQuery` describes them."""
+    from cute_attn.kernels.quantize_query import BLOCK_TOKENS
+    from cute_attn.kernels.tile_image import TileImage
+
+    batch, heads, seq_q, head_dim = q.shape
+    align = tensors.alignment(q)
+    (kernel,) = _quantizers(("query_rows",), recipe, head_dim, q.dtype, align, False, arch, jit.backend())
+    row_bytes = TileImage(head_dim, keys=recipe.qk_format).key_bytes
+    data = torch.empty((batch, heads, seq_q, row_bytes), dtype=torch.int8, device=q.device)
     scale, bias = (torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
+    q_mean = None
+    if recipe.smooth_q:
+        q_mean = torch.empty((batch, heads, -(-seq_q // BLOCK_TOKENS), head_dim), dtype=q.dtype, device=q.device)
     if data.numel():
-        kernel(q, k_mean, data, scale, bias, None)
-    return data, scale, bias
+        kernel(q, k_mean, data, scale, bias, q_mean)
+    return data, scale, bias, q_mean
+
+
+def delta_scores(
+    q_mean: torch.Tensor,
+    k: torch.Tensor,
+    k_mean: torch.Tensor,
+    recipe: Recipe,
+    arch: str,
+    key_lengths: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """delta of q_mean and K [B, Hkv, Sk, D], as `QuantizedQuery` describes it."""
+    from cute_attn.kernels.tile_image import TILE_TOKENS
+
+    seq_k, head_dim = k.shape[2:]
+    shape = (*q_mean.shape[:3], -(-seq_k // TILE_TOKENS) * TILE_TOKENS)
+    delta = torch.empty(shape, dtype=torch.float32, device=k.device)
+    varlen_k, align = key_lengths is not None, tensors.alignment(k)
+    (kernel,) = _quantizers(("delta_scores",), recipe, head_dim, k.dtype, align, varlen_k, arch, jit.backend())
+    if delta.numel():
+        kernel(q_mean, k, k_mean, key_lengths, delta)
+    return delta
 
 
 @dataclass(frozen=True)

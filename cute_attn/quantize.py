@@ -115,8 +115,8 @@ def _smoothed_keys(k: Any, kv: QuantizedKeyValue, layout: str) -> torch.Tensor |
     keys = check_input(k, "k", layout)
     if tuple(keys.shape) != kv.shape or keys.dtype != kv.dtype:
         raise ValueError(
-            f"k is {keys.dtype} of shape {tuple(keys.shape)} as [B, H, S, D], kv was quantised from {kv.dtype} of shape "
-            f"{kv.shape}; pass the k that kv was quantised from"
+            f"k is {keys.dtype} of shape {tuple(keys.shape)} as [B, H, S, D], kv was quantised from {kv.dtype} of "
+            f"shape {kv.shape}; pass the k that kv was quantised from"
         )
     return keys
 
@@ -126,5 +126,5 @@ def checked_query(q: torch.Tensor, kv: QuantizedKeyValue, k: torch.Tensor | None
     data, scale, bias, q_mean = kernel_calls.query_rows(q, kv.k_mean, kv.recipe, arch.name)
     delta = None
     if q_mean is not None:
-        delta = kernel_calls.delta_scores(q_mean, k, kv.k_mean, kv.key_lengths, arch.name)
+        delta = kernel_calls.delta_scores(q_mean, k, kv.k_mean, kv.recipe, arch.name, kv.key_lengths)
     return QuantizedQuery(data, scale, bias, kv.k_mean, q.shape[3], q.dtype, kv.recipe, q_mean, delta)

@@ -85,7 +85,6 @@ def quantize_query(
     q: torch.Tensor,
     k_mean: torch.Tensor | None,
     q_mean: torch.Tensor | None = None,
-    *,
     keys: str = "int8",
     scale: str = "token",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

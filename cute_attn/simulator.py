@@ -209,29 +209,42 @@ def attention(
     causal: bool = False,
     softmax_scale: float | None = None,
     smooth_k: bool = True,
+    key_lengths: torch.Tensor | None = None,
     warp_rows: int = 32,
     cta_rows: int = 128,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantisers and attention on q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], float16 or bfloat16 (float32 also works).
 
+    smooth_k: False shows what smoothing is good for; no kernel does without. key_lengths: int32 [B], or None
+
     Returns out in q's dtype and lse float32 [B, Hq, Sq], as `cute_attn.attention` does.
     """
     recipe = as_recipe(recipe)
-    if k.shape[2] == 0:
-        return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
     tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows}
+    options: dict[str, Any] = {"recipe": recipe, "causal": causal, "softmax_scale": softmax_scale, **tiles}
+    if key_lengths is not None:  # a batch element is a call of its own, with as many keys as it has
+        lengths = key_lengths.clamp(0, k.shape[2]).tolist()
+        one = [
+            attention(q[b : b + 1], k[b : b + 1, :, :n], v[b : b + 1, :, :n], smooth_k=smooth_k, **options)
+            for b, n in enumerate(lengths)
+        ]
+        return torch.cat([out for out, _ in one]), torch.cat([lse for _, lse in one])
+    if k.shape[2] == 0:
+        return torch.zeros_like(q), torch.full(q.shape[:3], -math.inf, device=q.device)
     if not recipe.quantises:
-        return attention_unquantised(q, k, v, recipe=recipe, causal=causal, softmax_scale=softmax_scale, **tiles)
-    mean = quantizer_simulator.key_mean(k) if smooth_k else None
-    scale = quantizer_simulator.value_scale(v, recipe)
+        return attention_unquantised(q, k, v, **options)
+    k_mean = quantizer_simulator.key_mean(k) if smooth_k else torch.zeros_like(k[:, :, 0], dtype=torch.float32)
+    v_mean = quantizer_simulator.value_mean(v) if recipe.smooth_v else None
+    v_scale = quantizer_simulator.value_scale(v, recipe, v_mean)
+    q_mean = quantizer_simulator.query_mean(q) if recipe.smooth_q else None
+    formats = (recipe.qk_format, str(recipe.qk_scale))
     return attention_quantised(
-        quantizer_simulator.quantize_query(q, mean),
-        quantizer_simulator.quantize_keys(k, mean),
-        (quantizer_simulator.quantize_values(v, scale, recipe), scale),
-        recipe=recipe,
-        causal=causal,
-        softmax_scale=softmax_scale,
+        quantizer_simulator.quantize_query(q, k_mean, q_mean, *formats),
+        quantizer_simulator.quantize_keys(k, k_mean, *formats),
+        (quantizer_simulator.quantize_values(v, v_scale, recipe, v_mean), v_scale),
+        delta=None if q_mean is None else quantizer_simulator.delta_scores(q_mean, k, k_mean),
+        v_mean=v_mean,
         out_dtype=q.dtype,
-        **tiles,
+        **options,
     )
