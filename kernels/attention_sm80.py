@@ -128,10 +128,13 @@ class AttentionSm80:
     def ptxas_level(self) -> int | None:
         """Optimisation level of the assembler, None for its default, which is 3.
 
-        With INT4 or delta ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3 for head dim 128, and with V in
-        float16 gives up and allocates 32; at level 2 none. Without, level 2 spills and level 3 does not.
+        With INT4 or delta and head dim 128, ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3, and gives up
+        with O in float32: it allocates 32. At level 2 it spills 14 there and none elsewhere, at level 1 none at all,
+        with loads closer to their use. Without INT4 and delta, level 2 spills and level 3 does not.
         """
-        return 2 if self.config.smooth_q or self.config.recipe.startswith("int4") else None
+        if not (self.config.smooth_q or self.config.recipe.startswith("int4")):
+            return None
+        return 2 if self.config.accumulate in ("int32", "float16") else 1
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
