@@ -59,18 +59,26 @@ _FAMILIES = (
 _LARGEST_GRID = 65535
 """Most CTAs along y or z of a launch (CUDA C++ Programming Guide, technical specifications)."""
 
-_LARGE_TILES = {
-    # 32-row warps spill there, in the masked loop above all. 16-row warps read shared memory twice as often, 22 cycles
-    # per 32 scores, which hide behind this chip's 33 of tensor work.
-    ("int8", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
-    ("int8_fp16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
-    ("fp16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
-    ("bf16", "sm_120a", 128): TileConfig(warps=8, m_tiles=1),
-    # Two stages of V in float16 leave these chips' 100 KiB room for one CTA: eight warps, as many as registers allow.
-    ("int8_fp16", "sm_86", 128): TileConfig(warps=8),
-    ("int8_fp16", "sm_89", 128): TileConfig(warps=8),
-}
-"""Tile config for long sequences by (kernel, arch, head dim), where it is not ``TileConfig()``."""
+_LARGE_TILES = (
+    TileConfig(warps=4, m_tiles=2, stages=2),
+    TileConfig(warps=8, m_tiles=2, stages=2),
+    TileConfig(warps=8, m_tiles=2, stages=1),
+    TileConfig(warps=8, m_tiles=1, stages=2),
+    TileConfig(warps=8, m_tiles=1, stages=1),
+    TileConfig(warps=4, m_tiles=1, stages=1),
+)
+"""Tile configs for long sequences, the best first.
+
+Registers allow eight warps of up to 255 on a multiprocessor, two for each tensor core, so that one computes 2^x while
+the other multiplies. Two CTAs of four, which do not wait for each other's barriers, are the first choice where shared
+memory holds both; then one of eight. 16-row warps read K and V from shared memory twice as often.
+"""
+
+_MOST_CHANNELS_OF_32_ROWS = {"sm_120a": 64}
+"""Largest head dim at which 32-row warps keep all registers (default: 128), O in 32 bits."""
+
+_SYSTEM_SHARED_BYTES = 1024
+"""Of every CTA's shared memory, reserved by the system (CUDA C++ Programming Guide, compute capability 8.x on)."""
 
 
 @functools.lru_cache(maxsize=1024)  # asked for again by every call of `attention`
@@ -130,9 +138,34 @@ def quantizer_refusal(recipe: Recipe, arch: Arch, shape: tuple[int, ...]) -> str
 @functools.lru_cache(maxsize=1024)
 def default_config(recipe: Recipe, problem: Problem, arch: Arch) -> TileConfig:
     """The tile config for a problem nobody has tuned: the smallest CTA that holds all of Q, or the usual one."""
-    full = _LARGE_TILES.get((_family(recipe).kernel, arch.name, problem.head_dim), TileConfig())
-    smaller = (TileConfig(warps=1, m_tiles=1), TileConfig(warps=2, m_tiles=1), replace(full, warps=full.warps // 2))
+    full = _large_tile(recipe, problem.head_dim, arch)
+    smaller = (
+        replace(full, warps=1, m_tiles=1),
+        replace(full, warps=2, m_tiles=1),
+        replace(full, warps=full.warps // 2),
+    )
     return next((tile for tile in smaller if problem.seq_q <= tile.rows), full)
+
+
+@functools.lru_cache(maxsize=1024)
+def _large_tile(recipe: Recipe, head_dim: int, arch: Arch) -> TileConfig:
+    """The first of `_LARGE_TILES` that fits."""
+    most = _MOST_CHANNELS_OF_32_ROWS.get(arch.name, 128) * (2 if recipe.accumulate == "float16" else 1)
+    for tile in _LARGE_TILES:
+        needed = _shared_bytes(recipe, head_dim, tile)
+        together = 8 // tile.warps if tile.m_tiles == 2 else 1
+        available = arch.shared_bytes + _SYSTEM_SHARED_BYTES
+        if (tile.m_tiles == 1 or head_dim <= most) and together * (needed + _SYSTEM_SHARED_BYTES) <= available:
+            return tile
+    return _LARGE_TILES[-1]
+
+
+def _shared_bytes(recipe: Recipe, head_dim: int, tile: TileConfig) -> int:
+    """Bytes of dynamic shared memory that a CTA takes."""
+    from cute_attn.kernels.attention_sm80 import AttentionSm80
+
+    config = attention_config(recipe, head_dim, "float16", False, tile, has_lse=False, out_align=16)
+    return AttentionSm80(config).shared_bytes
 
 
 def attention_config(
@@ -176,7 +209,7 @@ def _kernel_refusal(
     kernel_config = attention_config(recipe, head_dim, dtype, causal, tile, has_lse=True)
     if reason := AttentionSm80.can_implement(kernel_config):
         return f"{tile}: {reason}"
-    needed = AttentionSm80(kernel_config).shared_bytes
+    needed = _shared_bytes(recipe, head_dim, tile)
     if needed > arch.shared_bytes:
         return (
             f"{tile} needs {needed} bytes of shared memory per CTA, {arch.name} has {arch.shared_bytes}; "

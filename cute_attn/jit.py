@@ -252,6 +252,8 @@ def _compile(kernel_class: type, config: Any, arch: str) -> Program:
     kernel = kernel_class(config)
     with _compile_lock, tempfile.TemporaryDirectory(prefix="cute-attn-") as scratch:
         options = f"--enable-tvm-ffi --gpu-arch {arch} --keep-ptx --keep-cubin --dump-dir {shlex.quote(scratch)}"
+        if level := getattr(kernel, "ptxas_level", None):
+            options += f" --ptxas-options -O{level}"
         compiled = cute.compile(kernel, *kernel.fake_arguments(), options=options)
         object_file = Path(scratch) / "program.o"
         compiled.export_to_c(object_file_path=str(object_file), function_name=_FUNCTION)

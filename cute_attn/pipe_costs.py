@@ -90,9 +90,9 @@ class Costs:
 
 
 TENSOR_RATES: dict[str, dict[str, int]] = {
-    "sm_80": {"f16": 256, "i8": 512},
-    "sm_86": {"f16": 128, "f16_f32": 64, "i8": 256},
-    "sm_89": {"f16": 128, "f16_f32": 64, "i8": 256, "f8": 256, "f8_f32": 128},
+    "sm_80": {"f16": 256, "i8": 512, "i4": 1024},
+    "sm_86": {"f16": 128, "f16_f32": 64, "i8": 256, "i4": 512},
+    "sm_89": {"f16": 128, "f16_f32": 64, "i8": 256, "i4": 512, "f8": 256, "f8_f32": 128},
     "sm_90": {"f16": 512, "i8": 1024, "f8": 1024},
     "sm_120": {"f16": 128, "f16_f32": 64, "i8": 256, "f8": 256, "f8_f32": 128, "f4": 512},
 }
@@ -124,6 +124,8 @@ def classify(opcode: str) -> str:
 
 def _tensor_kind(opcode: str) -> str:
     base = opcode.split(".", 1)[0]
+    if base == "IMMA" and ".S4" in opcode:
+        return "i4"
     kind = {"IMMA": "i8", "IGMMA": "i8", "QMMA": "f8", "QGMMA": "f8", "OMMA": "f4"}.get(base, "f16")
     return f"{kind}_f32" if kind in ("f8", "f16") and ".F32" in opcode else kind
 

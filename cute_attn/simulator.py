@@ -7,12 +7,12 @@ MMA adds its products and the last bits of the GPU's approximate 2^x, logarithm 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from cute_attn import quantizer_simulator
+from cute_attn import float32, quantizer_simulator
 from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.recipe import Recipe, as_recipe
 from cute_attn.simulator_rows import Rows, rows_of
@@ -22,6 +22,7 @@ __all__ = ["attention", "attention_on_image", "attention_quantised", "attention_
 
 _SMALLEST_ROW_SCALE = 2.0**-100
 _CHUNK_TILES = 256
+_DELTA_ROWS = 128
 
 
 def attention_quantised(
@@ -29,6 +30,9 @@ def attention_quantised(
     keys: tuple[torch.Tensor, torch.Tensor],
     values: tuple[torch.Tensor, torch.Tensor],
     *,
+    delta: torch.Tensor | None = None,
+    v_mean: torch.Tensor | None = None,
+    key_lengths: Sequence[int] | None = None,
     recipe: str | Recipe = "int8",
     causal: bool,
     softmax_scale: float,
@@ -38,34 +42,63 @@ def attention_quantised(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention kernel on plain quantised tensors.
 
-    query:  int8 [B, Hq, Sq, D], scale and bias float32 [B, Hq, Sq]
-    keys:   int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, Sk] (22 significant bits)
+    query:  integers as int8 [B, Hq, Sq, D], scale and bias float32 [B, Hq, Sq]
+    keys:   integers as int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, Sk] (22 significant bits)
     values: [B, Hkv, Sk, D] in the recipe's pv_format, scale float32 [B, Hkv, D]
+    delta:  float32 [B, Hq, ceil(Sq/128), ≥ Sk] of a smoothed Q, added to the scores of 128 rows
+    v_mean: float32 [B, Hkv, D] of a smoothed V, added to the output
+    key_lengths: keys of every batch element, as if clamped to 0 … Sk; None: all have Sk
     warp_rows, cta_rows: query rows of one warp (they share the decision to rescale) and of one CTA
 
     Returns out ``out_dtype`` [B, Hq, Sq, D] and lse float32 [B, Hq, Sq].
     """
+    if key_lengths is not None:
+        results = []
+        for b, length in enumerate(key_lengths):
+            one, seen = slice(b, b + 1), slice(min(max(length, 0), keys[0].shape[2]))
+            results.append(
+                attention_quantised(
+                    (query[0][one], query[1][one], query[2][one]),
+                    (keys[0][one, :, seen], keys[1][one, :, seen]),
+                    (values[0][one, :, seen], values[1][one]),
+                    delta=None if delta is None else delta[one],
+                    v_mean=None if v_mean is None else v_mean[one],
+                    recipe=recipe,
+                    causal=causal,
+                    softmax_scale=softmax_scale,
+                    out_dtype=out_dtype,
+                    warp_rows=warp_rows,
+                    cta_rows=cta_rows,
+                )
+            )
+        return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
     q, q_scale, q_bias = query
     batch, heads, seq_q, head_dim = q.shape
     (k, k_scale), (v, v_scale) = keys, values
     group = heads // k.shape[1]
     k, v, k_scale, v_scale = (x.repeat_interleave(group, 1) for x in (k, v, k_scale, v_scale))
+    v_mean = torch.zeros_like(v_scale) if v_mean is None else v_mean.repeat_interleave(group, 1)
 
     padded = -(-seq_q // cta_rows) * cta_rows
     q_rows = torch.zeros(batch, heads, padded, head_dim, dtype=torch.float32, device=q.device)
     q_rows[:, :, :seq_q] = q.float()
     row_scale = torch.zeros(batch, heads, padded, dtype=torch.float32, device=q.device)
-    row_scale[:, :, :seq_q] = q_scale * torch.tensor(softmax_scale * math.log2(math.e), dtype=torch.float32)
+    factor = torch.tensor(softmax_scale * math.log2(math.e), dtype=torch.float32)
+    row_scale[:, :, :seq_q] = q_scale if delta is not None else q_scale * factor
     # A non-finite scale must not decide anything here: its row is made NaN at the end.
     row_scale = row_scale.nan_to_num(0.0, 0.0).clamp(min=_SMALLEST_ROW_SCALE)
 
     def scores(tokens: slice) -> torch.Tensor:
         products = q_rows @ k[:, :, tokens].float().mT
-        return (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
+        y = (products.double() * k_scale[:, :, None, tokens].double()).float().nan_to_num(-math.inf)
+        return y if delta is None else float32.fma(y, row_scale[..., None], delta[:, :, blocks, tokens])
 
-    rows = rows_of(as_recipe(recipe))(row_scale, head_dim, warp_rows)
+    if delta is not None:  # whose rows meet all of Q's rows in the scores, so that these have Q's scale already
+        blocks = (torch.arange(padded) // _DELTA_ROWS).clamp(max=delta.shape[2] - 1)
+    of_scores = row_scale if delta is None else factor.expand_as(row_scale).clamp(min=_SMALLEST_ROW_SCALE)
+    rows = rows_of(as_recipe(recipe))(of_scores, head_dim, warp_rows)
     visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal)
-    return _finish(rows, visible, q_scale, q_bias, v_scale, softmax_scale, out_dtype)
+    return _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)
 
 
 def _visit_tiles(
@@ -113,7 +146,8 @@ def attention_unquantised(
     rows = rows_of(recipe)(row_scale.clamp(min=_SMALLEST_ROW_SCALE), head_dim, warp_rows)
     visible = _visit_tiles(rows, lambda tokens: q_rows @ k[:, :, tokens].mT, v, seq_q, cta_rows, causal)
     ones, zeros = torch.ones_like(row_scale[:, :, :seq_q]), torch.zeros_like(row_scale[:, :, :seq_q])
-    return _finish(rows, visible, ones, zeros, torch.ones_like(v[:, :, 0]), softmax_scale, q.dtype)
+    per_channel = torch.ones_like(v[:, :, 0]), torch.zeros_like(v[:, :, 0])
+    return _finish(rows, visible, ones, zeros, *per_channel, softmax_scale, q.dtype)
 
 
 def _visible_keys(
@@ -133,6 +167,7 @@ def _finish(
     q_scale: torch.Tensor,
     q_bias: torch.Tensor,
     v_scale: torch.Tensor,
+    v_mean: torch.Tensor,
     softmax_scale: float,
     out_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,7 +177,7 @@ def _finish(
     empty = row_sum == 0
     poisoned = ~(torch.isfinite(q_scale) & torch.isfinite(q_bias)) | (empty & visible)
     inverse = torch.where(empty, 0.0, 1.0 / row_sum.float())
-    out = rows.output[:, :, :seq_q].float() * inverse[..., None] * v_scale[:, :, None]
+    out = rows.output[:, :, :seq_q].float() * inverse[..., None] * v_scale[:, :, None] + v_mean[:, :, None]
     out = out.masked_fill(empty[..., None], 0.0).masked_fill(poisoned[..., None], math.nan)
     log2_sum = torch.where(empty, -math.inf, torch.log2(row_sum.double()) - bias.double())
     lse = log2_sum * math.log(2) + softmax_scale * q_bias.double()
@@ -161,7 +196,7 @@ def attention_on_image(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`attention_quantised` on the tile images that the kernel reads: uint8 [B, Hkv, ceil(Sk/64), bytes]."""
     recipe = as_recipe(recipe)
-    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k, recipe.pv_format)
+    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k, recipe.pv_format, recipe.qk_format)
     return attention_quantised(query, (k, k_scale), (v, v_scale), recipe=recipe, **options)
 
 

@@ -13,7 +13,7 @@ class TileConfig:
 
     warps:   warps of a CTA, each with its own rows of Q
     m_tiles: 16-row MMA tiles of Q per warp
-    stages:  KV tiles in flight through shared memory
+    stages:  KV tiles in shared memory: one in use and the others on their way. With 1, K and V take turns
 
     Raises ValueError for sizes that no kernel could have.
     """
@@ -23,7 +23,7 @@ class TileConfig:
     stages: int = 2
 
     def __post_init__(self) -> None:
-        for field, allowed in (("warps", (1, 2, 4, 8)), ("m_tiles", (1, 2)), ("stages", (2, 3, 4))):
+        for field, allowed in (("warps", (1, 2, 4, 8)), ("m_tiles", (1, 2)), ("stages", (1, 2, 3, 4))):
             value = getattr(self, field)
             if type(value) is not int or value not in allowed:  # 2.0 and True equal integers, but name other programs
                 raise ValueError(f"config.{field}={value!r}; use one of {', '.join(map(str, allowed))}")

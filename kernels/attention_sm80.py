@@ -7,10 +7,12 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
+from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
+from cutlass.cutlass_dsl import select_
 
-from .kv_pipeline import KvPipeline
+from .delta_source import DELTA_BYTES, DELTA_ROWS, DeltaSource
+from .kv_pipeline import KvPipeline, SplitPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .recipes import RECIPES
@@ -40,10 +42,14 @@ class AttentionConfig:
     causal:    query i sees keys up to i + seq_k - seq_q
     has_lse:   whether the log-sum-exp is written
     out_align: alignment in bytes of every row of the output, 16, 8, 4 or 2: the width of its stores
-    warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory
+    warps, m_tiles, stages: warps per CTA, 16-row tiles of Q per warp, KV tiles in shared memory. With one stage K and V
+               are loaded apart, which takes two barriers a tile
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2. 4 MiB fits the smallest chips of
                the family (3 to 6 MiB) together with Q and the output
     recipe, accumulate: a key of recipes.RECIPES
+    smooth_q:   whether a tensor brings back what smoothing Q took off the scores
+    smooth_v:   whether a tensor brings back V's mean
+    varlen_k:   whether every batch element has its own number of keys, given by a tensor
     """
 
     head_dim: int
@@ -57,6 +63,9 @@ class AttentionConfig:
     l2_bytes: int = 4 << 20
     recipe: str = "int8"
     accumulate: str = "int32"
+    smooth_q: bool = False
+    smooth_v: bool = False
+    varlen_k: bool = False
 
 
 class AttentionSm80:
@@ -66,7 +75,7 @@ class AttentionSm80:
     the last to the first. There are no specialised warps: every warp has its own rows and plays all roles in turn.
 
     Roles
-        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead
+        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead; `SplitPipeline`
         mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, row sums += P·1)
         softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update` and `.probabilities`
         epilogue  `store_output`, `store_lse`
@@ -111,7 +120,18 @@ class AttentionSm80:
         self.rows = 16 * config.m_tiles * config.warps
         self.q_planes = operand_planes(self.rows, self.image.key_bytes)
         self.q_bytes = self.rows * self.image.key_bytes
-        self.shared_bytes = self.q_bytes + config.stages * self.image.nbytes
+        self.delta_blocks = -(-self.rows // DELTA_ROWS) if config.smooth_q else 0
+        self.stage_bytes = self.image.nbytes + self.delta_blocks * DELTA_BYTES
+        self.shared_bytes = self.q_bytes + config.stages * self.stage_bytes
+
+    @property
+    def ptxas_level(self) -> int | None:
+        """Optimisation level of the assembler, None for its default, which is 3.
+
+        With INT4 or delta ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3 for head dim 128, and with V in
+        float16 gives up and allocates 32; at level 2 none. Without, level 2 spills and level 3 does not.
+        """
+        return 2 if self.config.smooth_q or self.config.recipe.startswith("int4") else None
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
@@ -123,13 +143,15 @@ class AttentionSm80:
             "out_align": (16, 8, 4, 2),
             "warps": (1, 2, 4, 8),
             "m_tiles": (1, 2),
-            "stages": (2, 3, 4),
+            "stages": (1, 2, 3, 4),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from 16 to 256"
         for field, values in allowed.items():
             if getattr(config, field) not in values:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
+        if (config.smooth_q or config.smooth_v) and not RECIPES[config.recipe, config.accumulate].quantised:
+            return f"recipe={config.recipe!r} smooths nothing, because it quantises nothing"
         return None
 
     def fake_arguments(self) -> tuple[Any, ...]:
@@ -154,6 +176,9 @@ class AttentionSm80:
         return (
             *query,
             *key_value,
+            compact(Float32, (batch, heads, cute.sym_int32(), cute.sym_int32(64)), 16) if c.smooth_q else None,
+            compact(Float32, (batch, kv_heads, c.head_dim), 16) if c.smooth_v else None,
+            compact(Int32, (batch,), 4) if c.varlen_k else None,
             self._fake_rows(batch, heads, seq_q, _OUT_DTYPES[c.out_dtype], c.out_align),
             compact(Float32, (batch, heads, seq_q), 4) if c.has_lse else None,
             Int32(0),
@@ -175,6 +200,9 @@ class AttentionSm80:
         q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        delta: cute.Tensor | None,
+        v_mean: cute.Tensor | None,
+        key_lengths: cute.Tensor | None,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
@@ -186,7 +214,7 @@ class AttentionSm80:
         Query head h reads KV head h // (Hq/Hkv). With a recipe that quantises:
             q:       int8 [B, Hq, Sq, `image.key_bytes`], zeros past D; compact, as q_scale and q_bias (float32
                      [B, Hq, Sq])
-            q_scale: factor from int8 to Q
+            q_scale: factor from integers to Q
             q_bias:  q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row
                      whose scale or bias is not finite becomes NaN, and no other row does
             keys:    uint8 [B, Hkv, T, bytes], compact: the recipe's KV tile images
@@ -195,9 +223,14 @@ class AttentionSm80:
             q, keys, values: 16-bit floats [B, H, S, D], any strides with contiguous rows aligned to 16 bytes
             q_scale, q_bias: None
 
+        delta:    float32 [B, Hq, ceil(Sq/128), T·64], compact: one row for a block of query rows, added to their
+                  q · (k - mean(K)), in natural token order; None unless `smooth_q`
+        v_mean:   float32 [B, Hkv, D], compact: added to the output of rows that see a key; None unless `smooth_v`
+        key_lengths: int32 [B], keys of each batch element, as if clamped to 0 … seq_k; None unless `varlen_k`: all have
+                  seq_k
         out:      [B, Hq, Sq, D], any strides with contiguous rows aligned to `out_align` bytes
         lse:      float32 [B, Hq, Sq], compact, natural logarithm, -inf for rows without keys; None unless `has_lse`
-        seq_k:    keys, T = ceil(seq_k / 64) tiles
+        seq_k:    keys, T = ceil(seq_k / 64) tiles; the largest number of keys that `key_lengths` may give
         softmax_scale_log2: softmax_scale · log2(e), >= 0
         """
         batch, heads, seq_q, _ = q.shape
@@ -205,9 +238,9 @@ class AttentionSm80:
         head_bytes = cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1) * self.image.nbytes
         together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
-        self.kernel(q, q_scale, q_bias, keys, values, out, lse, seq_k, softmax_scale_log2).launch(
-            grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream
-        )
+        self.kernel(
+            q, q_scale, q_bias, keys, values, delta, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2
+        ).launch(grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream)
 
     @cute.kernel
     def kernel(
@@ -217,6 +250,9 @@ class AttentionSm80:
         q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        delta: cute.Tensor | None,
+        v_mean: cute.Tensor | None,
+        key_lengths: cute.Tensor | None,
         out: cute.Tensor,
         lse: cute.Tensor | None,
         seq_k: Int32,
@@ -226,23 +262,32 @@ class AttentionSm80:
         head, row_begin = self.assignment()
         if head < batch * heads:
             kv_head = head // (heads // keys.shape[1])
+            if const_expr(key_lengths is not None):
+                seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             tiles = bounds.tiles()
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
             self.load_queries(self.head_queries(q, head), shared, bounds)
             source = self.recipe.source(keys, values, kv_head, tiles, seq_k, self.image, self.threads)
-            pipeline = KvPipeline.create(source, shared + self.q_bytes, self.image.nbytes, self.config.stages)
+            if const_expr(delta is not None):
+                source = DeltaSource.create(source, delta, head, row_begin, self.delta_blocks, tiles)
+            pipeline = self.pipeline(source, shared + self.q_bytes)
             pipeline.start(tiles)
-            scales, biases, channels = None, None, None
+            scales, biases, channels = None, None, (None, None)
             if const_expr(self.recipe.quantised):
                 scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
-                head_dim = self.config.head_dim
-                channels = cute.make_tensor(values.iterator + Int64(kv_head) * head_dim, cute.make_layout(head_dim))
-            softmax = self.attend(pipeline, bounds, shared, self.row_scales(scales, bounds, softmax_scale_log2))
+                channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
+            softmax = self.attend(pipeline, bounds, shared, scales, softmax_scale_log2)
             poison = (scales, biases, softmax_scale_log2)
             self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
             if const_expr(lse is not None):
                 self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
+
+    def pipeline(self, source: Any, ring: cute.Pointer) -> KvPipeline | SplitPipeline:
+        """How KV tiles from ``source`` come to shared memory, `stages` tiles at ``ring``."""
+        if self.config.stages == 1:
+            return SplitPipeline(source, ring)
+        return KvPipeline.create(source, ring, self.stage_bytes, self.config.stages)
 
     def assignment(self) -> tuple[Int32, Int32]:
         """(batch·heads + head, first query row) of this CTA.
@@ -258,6 +303,13 @@ class AttentionSm80:
         """[Sq] of one head of a compact [B, Hq, Sq] tensor."""
         seq_q = x.shape[2]
         return cute.make_tensor(x.iterator + Int64(head) * seq_q, cute.make_layout(seq_q))
+
+    def head_channels(self, x: cute.Tensor | None, head: Int32) -> cute.Tensor | None:
+        """[D] of one KV head of a compact [B, Hkv, D] tensor, if there is one."""
+        if const_expr(x is None):
+            return None
+        head_dim = self.config.head_dim
+        return cute.make_tensor(x.iterator + Int64(head) * head_dim, cute.make_layout(head_dim))
 
     def head_queries(self, q: cute.Tensor, head: Int32) -> cute.Tensor:
         """[Sq, D] of one head of Q.
@@ -279,19 +331,17 @@ class AttentionSm80:
         return bounds.row_begin + self.warp_row() + lane_index() // 4
 
     @cute.jit
-    def row_scales(
-        self, scales: cute.Tensor | None, bounds: SequenceBounds, softmax_scale_log2: Float32
-    ) -> cute.Tensor:
-        """float32 (2·m_tiles,): factor from y to base-2 scores for each of this lane's rows, positive and finite."""
+    def row_scales(self, scales: cute.Tensor | None, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
+        """float32 (2·m_tiles,): ``factor``, times Q's scale if given, of each of this lane's rows; positive, finite."""
         row = self.lane_row(bounds)
         row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
         for r in range_constexpr(2 * self.config.m_tiles):
-            row_scale[r] = softmax_scale_log2
+            row_scale[r] = factor
             if const_expr(scales is not None):
                 row_scale[r] = Float32(0)
                 if row + 8 * r < bounds.seq_q:
-                    factor = scales[row + 8 * r] * softmax_scale_log2
-                    row_scale[r] = factor if factor < Float32.inf else Float32(0)
+                    product = scales[row + 8 * r] * factor
+                    row_scale[r] = product if product < Float32.inf else Float32(0)
             row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
         return row_scale
 
@@ -305,7 +355,14 @@ class AttentionSm80:
         copy.copy(shared, q.iterator.toint() + first * step + copy.byte, step, bounds.seq_q - first)
 
     @cute.jit
-    def attend(self, pipeline: KvPipeline, bounds: SequenceBounds, shared: cute.Pointer, row_scale: cute.Tensor) -> Any:
+    def attend(
+        self,
+        pipeline: KvPipeline | SplitPipeline,
+        bounds: SequenceBounds,
+        shared: cute.Pointer,
+        scales: cute.Tensor | None,
+        softmax_scale_log2: Float32,
+    ) -> Any:
         """Visit the KV tiles from the last to the first; returns the softmax's final state.
 
         Two loops with the same body: the tiles that need a mask, at most one per 64 rows and one more, and the steady
@@ -314,7 +371,13 @@ class AttentionSm80:
         """
         m_tiles = self.config.m_tiles
         scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
-        softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
+        if const_expr(
+            self.config.smooth_q
+        ):  # where rows of Q meet the row of delta, their scales must be in the scores
+            block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // DELTA_ROWS
+            scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), block)
+            scales = None
+        softmax = self.recipe.softmax(self.row_scales(scales, bounds, softmax_scale_log2), self.image, m_tiles)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles
@@ -336,7 +399,7 @@ class AttentionSm80:
     def visit(
         self,
         tile: Int32,
-        pipeline: KvPipeline,
+        pipeline: KvPipeline | SplitPipeline,
         scores: Any,
         softmax: Any,
         mask: ScoreMask | None,
@@ -347,13 +410,13 @@ class AttentionSm80:
         here = mask.at(tile * TILE_TOKENS) if const_expr(mask is not None) else None
         y, maxima = scores.dequantise(accumulators, stage, here)
         softmax.update(maxima)
-        softmax.accumulate(softmax.probabilities(y), stage)
+        p = softmax.probabilities(y)
+        pipeline.await_values(tile)
+        softmax.accumulate(p, stage)
 
     @cute.jit
-    def store_output(
-        self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, v_scales: cute.Tensor | None, poison: tuple
-    ):
-        """out = O / Σ P · v_scale; as many consecutive channels a store as a lane holds, no shared memory.
+    def store_output(self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, channels: tuple, poison: tuple):
+        """out = O / Σ P · v_scale + v_mean; as many consecutive channels a store as a lane holds, no shared memory.
 
         Runs of channels are inside D or outside as a whole.
 
@@ -365,17 +428,17 @@ class AttentionSm80:
             row = self.lane_row(bounds) + 8 * r
             if row < bounds.seq_q:
                 total, _ = softmax.row_totals(r)
-                inverse = Float32(0)
-                if bounds.key_limit(row) > 0:
+                inverse, seen = Float32(0), bounds.key_limit(row) > 0
+                if seen:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
                 inverse = inverse + _nan_if_not_finite(poison, row)
                 for g in range_constexpr(cute.ceil_div(runs, 4)):
                     place = 4 * g + lane_index() % 4
                     if const_expr(4 * (g + 1) <= runs):
-                        self.store_run(softmax, r, g, place, inverse, out[row, None], v_scales)
+                        self.store_run(softmax, r, g, place, inverse, seen, out[row, None], channels)
                     else:
                         if place < runs:
-                            self.store_run(softmax, r, g, place, inverse, out[row, None], v_scales)
+                            self.store_run(softmax, r, g, place, inverse, seen, out[row, None], channels)
 
     def store_run(
         self,
@@ -384,19 +447,25 @@ class AttentionSm80:
         g: int,
         place: Int32,
         inverse: Float32,
+        seen: Boolean,
         out_row: cute.Tensor,
-        v_scales: cute.Tensor | None,
+        channels: tuple,
     ) -> None:
         """Channels run·place … of row ``r``, run = `output_run`: this lane's ``g``-th run of neighbours."""
         run = self.image.output_run
         scale = cute.make_rmem_tensor((run,), Float32)
         values = cute.make_rmem_tensor((run,), _OUT_DTYPES[self.config.out_dtype])
+        mean = cute.make_rmem_tensor((run,), Float32)
         scale.fill(1.0)
-        if const_expr(v_scales is not None):
-            cute.autovec_copy(cute.local_tile(v_scales, (run,), (place,)), scale)
+        for channel, factor in zip(channels, (scale, mean), strict=True):
+            if const_expr(channel is not None):
+                cute.autovec_copy(cute.local_tile(channel, (run,), (place,)), factor)
         for i in range(run):
             o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
-            values[i] = (o * inverse * scale[i]).to(values.element_type)
+            o = o * inverse * scale[i]
+            if const_expr(channels[1] is not None):
+                o = o + Float32(select_(seen, mean[i], Float32(0)))
+            values[i] = o.to(values.element_type)
         cute.autovec_copy(values, cute.local_tile(out_row, (run,), (place,)))
 
     @cute.jit

@@ -1,4 +1,4 @@
-"""KV tiles on their way from global to shared memory: a ring of cp.async stages filled ahead of their use."""
+"""KV tiles on their way from global to shared memory, filled by cp.async ahead of their use: a ring, or one tile."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Boolean, Int32, const_expr, range_constexpr
 
-__all__ = ["KvPipeline"]
+__all__ = ["KvPipeline", "SplitPipeline"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class KvPipeline:
 
     @staticmethod
     def create(source: Any, ring: cute.Pointer, nbytes: int, stages: int) -> KvPipeline:
-        """Nothing requested yet."""
+        """Nothing requested yet; stages >= 2."""
         state = cute.make_rmem_tensor((1,), Int32)
         state[0] = Int32(0)
         return KvPipeline(source, ring, state, nbytes, stages)
@@ -64,9 +64,56 @@ class KvPipeline:
         self.state[0] = following
         return self.ring + cute.assume(stage, divby=256)
 
+    def await_values(self, tile: Int32) -> None:
+        """V came with K."""
+
     @cute.jit
     def _request(self, stage: Int32, wanted: Boolean) -> None:
         """Ask for the next tile if ``wanted``; otherwise the group is empty, so that groups count tiles."""
         if wanted:
             self.source.copy(self.ring, stage)
+        cute.arch.cp_async_commit_group()
+
+
+@dataclass(frozen=True)
+class SplitPipeline:
+    """The same for tiles of which shared memory holds one: K and V are loaded apart, each while the other is in use.
+
+                  next_tile(i)            await_values(i)         next_tile(i - 1)
+        copies    V of i ───────────────→ K of i - 1 ───────────→ V of i - 1 …
+        warps     S = Q·Kᵀ, P of tile i   O += P·V of tile i      S of tile i - 1 …
+
+    Both calls wait for the one copy under way, and their barrier says that every thread's chunks have arrived, and that
+    no warp reads any more what the next copy overwrites.
+
+    source: `ImageSource` or `RowSource`: ``copy_keys`` and ``copy_values`` in turn, from the last tile on
+    buffer: shared memory, one tile, 256-byte aligned
+    """
+
+    source: Any
+    buffer: cute.Pointer
+
+    @cute.jit
+    def start(self, tiles: Int32) -> None:
+        """Request K of the last of ``tiles`` tiles."""
+        if tiles > 0:
+            self.source.copy_keys(self.buffer)
+        cute.arch.cp_async_commit_group()
+
+    @cute.jit
+    def next_tile(self, tile: Int32) -> cute.Pointer:
+        """Wait for K of ``tile``, request its V, return the tile's shared memory."""
+        cute.arch.cp_async_wait_group(0)
+        cute.arch.barrier()
+        self.source.copy_values(self.buffer)
+        cute.arch.cp_async_commit_group()
+        return self.buffer
+
+    @cute.jit
+    def await_values(self, tile: Int32) -> None:
+        """Wait for V of ``tile``, request K of the one before it."""
+        cute.arch.cp_async_wait_group(0)
+        cute.arch.barrier()
+        if tile > 0:
+            self.source.copy_keys(self.buffer)
         cute.arch.cp_async_commit_group()

@@ -30,7 +30,7 @@ class ImageSource:
 
     address: cute.Tensor
     thread: Int32
-    nbytes: cutlass.Constexpr[int]
+    tile: cutlass.Constexpr[TileImage]
     threads: cutlass.Constexpr[int]
 
     @staticmethod
@@ -42,22 +42,36 @@ class ImageSource:
         address = cute.make_rmem_tensor((1,), Int64)
         last_tile = Int64(head) * image.shape[2] + (tiles - 1)
         address[0] = (image.iterator + last_tile * tile.nbytes).toint() + Int64(thread * _CHUNK)
-        return ImageSource(address, thread, tile.nbytes, threads)
+        return ImageSource(address, thread, tile, threads)
 
-    @cute.jit
     def copy(self, ring: cute.Pointer, stage: Int32) -> None:
         """Request the next tile for byte ``stage`` of the ``ring`` (shared), and step to the one before it."""
+        self._copy_bytes(ring, stage, 0, self.tile.nbytes)
+        self.address[0] = self.address[0] - self.tile.nbytes
+
+    def copy_keys(self, buffer: cute.Pointer) -> None:
+        """Request K and its scales of the next tile for the ``buffer`` (shared)."""
+        self._copy_bytes(buffer, Int32(0), self.tile.k_offset, self.tile.v_offset)
+        self._copy_bytes(buffer, Int32(0), self.tile.scale_offset, self.tile.nbytes)
+
+    def copy_values(self, buffer: cute.Pointer) -> None:
+        """Request the same tile's V, and step to the one before it."""
+        self._copy_bytes(buffer, Int32(0), self.tile.v_offset, self.tile.scale_offset)
+        self.address[0] = self.address[0] - self.tile.nbytes
+
+    @cute.jit
+    def _copy_bytes(self, ring: cute.Pointer, stage: Int32, begin: int, end: int) -> None:
+        """Bytes [begin, end) of the tile to the same ones from byte ``stage`` of the ``ring`` on."""
         source = cute.make_ptr(Uint8, self.address[0], cute.AddressSpace.gmem, assumed_align=_CHUNK)
         target = ring + cute.assume(stage + self.thread * _CHUNK, divby=_CHUNK)
         atom = cp_async_atom()
-        chunks = self.nbytes // _CHUNK
+        chunks = (end - begin) // _CHUNK
         rounds = chunks // self.threads
         for i in range_constexpr(rounds):
-            self._copy_chunk(atom, source, target, i * self.threads * _CHUNK)
+            self._copy_chunk(atom, source, target, begin + i * self.threads * _CHUNK)
         if const_expr(chunks % self.threads != 0):  # noqa: SIM102 (decided while tracing, the inner one is not)
             if self.thread < chunks % self.threads:
-                self._copy_chunk(atom, source, target, rounds * self.threads * _CHUNK)
-        self.address[0] = self.address[0] - self.nbytes
+                self._copy_chunk(atom, source, target, begin + rounds * self.threads * _CHUNK)
 
     def _copy_chunk(self, atom: cute.CopyAtom, source: cute.Pointer, target: cute.Pointer, offset: int) -> None:
         chunk = cute.make_layout(_CHUNK)
@@ -95,10 +109,20 @@ class RowSource:
         left[0] = seq_k - begin - rows.row
         return RowSource(address, step, left, rows, tile)
 
-    @cute.jit
     def copy(self, ring: cute.Pointer, stage: Int32) -> None:
         """Request the next tile for byte ``stage`` of the ``ring`` (shared), and step to the one before it."""
-        for i, offset in enumerate((self.tile.k_offset, self.tile.v_offset)):
-            self.rows.copy(ring + (stage + offset), self.address[i], self.step[i], self.left[0])
-            self.address[i] = self.address[i] - TILE_TOKENS * self.step[i]
+        self.copy_keys(ring + stage)
+        self.copy_values(ring + stage)
+
+    def copy_keys(self, buffer: cute.Pointer) -> None:
+        """Request K of the next tile for the ``buffer`` (shared)."""
+        self._copy_rows(buffer + self.tile.k_offset, 0)
+
+    def copy_values(self, buffer: cute.Pointer) -> None:
+        """Request the same tile's V, and step to the tile before it."""
+        self._copy_rows(buffer + self.tile.v_offset, 1)
         self.left[0] = self.left[0] + TILE_TOKENS
+
+    def _copy_rows(self, planes: cute.Pointer, i: int) -> None:
+        self.rows.copy(planes, self.address[i], self.step[i], self.left[0])
+        self.address[i] = self.address[i] - TILE_TOKENS * self.step[i]

@@ -15,6 +15,7 @@ from cutlass.cutlass_dsl import T
 __all__ = [
     "any_greater",
     "cp_async_zfill",
+    "mma_int4",
     "multiply_f16x2",
     "opaque",
     "pack_bf16x2",
@@ -44,6 +45,21 @@ def cp_async_zfill(destination: cute.Pointer, source: cute.Pointer, valid_bytes:
         "r,l,r,~{memory}",
         side_effects=True,
     )
+
+
+def mma_int4(accumulator: list[Int32], a: list[Int32], b: list[Int32]) -> list[Int32]:
+    """mma.sync.m16n8k64 of signed 4-bit integers: ``accumulator`` (four registers) + a·b, one IMMA.16864.
+
+    The DSL's compiler refuses the atom. Fragments are byte for byte those of `atoms.MmaInt8Op`, two elements a byte,
+    the lower one first. The sum is tied to the accumulator's registers, as the atom does: ptxas keeps it in place.
+    """
+    text = (
+        "mma.sync.aligned.m16n8k64.row.col.s32.s4.s4.s32 "
+        "{$0, $1, $2, $3}, {$4, $5, $6, $7}, {$8, $9}, {$0, $1, $2, $3};"
+    )
+    four = llvm.StructType.get_literal([T.i32()] * 4)
+    result = _asm(four, text, [*a, *b, *accumulator], "=r,=r,=r,=r,r,r,r,r,r,r,0,1,2,3")
+    return [Int32(llvm.extractvalue(T.i32(), result, [i])) for i in range(4)]
 
 
 def any_greater(values: list[Float32], limits: list[Float32]) -> Int32:

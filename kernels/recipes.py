@@ -11,7 +11,7 @@ from cutlass import BFloat16, Float16, Int8
 from .kv_sources import ImageSource, RowSource
 from .row_tile import RowTile
 from .scores_float import FloatScores
-from .scores_int8 import Int8Scores
+from .scores_integer import IntegerScores
 from .softmax_float import ACCUMULATORS, FloatSoftmax
 from .softmax_int8 import IntegerSoftmax
 from .tile_image import TileImage
@@ -23,7 +23,7 @@ __all__ = ["RECIPES", "Recipe"]
 class Recipe:
     """Operand formats, scale access, softmax and conversion of P, as factories; each is called once per warp.
 
-    element: type of Q
+    element: type of Q in memory; two elements of INT4 are one Int8
     image:   head dim -> layout of one KV tile in shared memory: ``nbytes``; the others know what lies where in it
     source:  how tiles get there: ``copy`` (stage)
     scores:  Q and K. ``multiply`` (stage -> accumulators of Q·Kᵀ), ``dequantise`` (accumulators -> scores and row
@@ -49,8 +49,9 @@ class Recipe:
         return self.element.width // 8
 
 
-def _int8(values: str, softmax: Any) -> Recipe:
-    return Recipe(Int8, partial(TileImage, values=values), ImageSource.create, Int8Scores.create, softmax)
+def _integer(keys: str, values: str, softmax: Any) -> Recipe:
+    image = partial(TileImage, keys=keys, values=values)
+    return Recipe(Int8, image, ImageSource.create, IntegerScores.create, softmax)
 
 
 def _float(element: Any) -> Recipe:
@@ -59,9 +60,11 @@ def _float(element: Any) -> Recipe:
 
 
 RECIPES = {
-    ("int8", "int32"): _int8("int8", IntegerSoftmax.create),
+    ("int8", "int32"): _integer("int8", "int8", IntegerSoftmax.create),
+    ("int4_int8", "int32"): _integer("int4", "int8", IntegerSoftmax.create),
     **{
-        ("int8_fp16", name): _int8("float16", partial(FloatSoftmax.create, accumulator=how))
+        (f"{keys}_fp16", name): _integer(keys, "float16", partial(FloatSoftmax.create, accumulator=how))
+        for keys in ("int8", "int4")
         for name, how in ACCUMULATORS.items()
     },
     ("fp16", "float32"): _float(Float16),

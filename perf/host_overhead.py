@@ -55,7 +55,7 @@ def main() -> None:
             "cuda",
         )
         arguments = (quantised.q.data, quantised.q.scale, quantised.q.bias, quantised.kv.image, quantised.kv.v_scale)
-        call = lambda: kernel(*arguments, out, None, 256, 0.18)  # noqa: E731
+        call = lambda: kernel(*arguments, None, None, None, out, None, 256, 0.18)  # noqa: E731
         print(f"one loaded kernel          {microseconds(call):6.1f} µs")
 
 

@@ -16,6 +16,7 @@ import torch
 from cute_attn import jit, reference, simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
+from cute_attn.kernels.tile_image import TileImage
 from cute_attn.recipe import Recipe, recipes
 from cute_attn.tile_images import pack_tile_images
 
@@ -24,7 +25,10 @@ from .conftest import REL_L2, assert_lse_close
 
 @dataclass
 class Operands:
-    """Random arguments of the kernel, on the CPU: full-range INT8, positive scales, keys already in tile images."""
+    """Random arguments of the kernel, on the CPU: full-range integers, positive scales, keys already in tile images.
+
+    delta, NaN beyond the keys, and v_mean are random too, where the recipe smooths Q or V.
+    """
 
     batch: int = 1
     heads: int = 1
@@ -35,32 +39,48 @@ class Operands:
     seed: int = 0
     k_scale: float = 1e-3
     recipe: Recipe = recipes()["int8"]
+    key_lengths: list[int] | None = None
     q: torch.Tensor = field(init=False)
     q_scale: torch.Tensor = field(init=False)
     q_bias: torch.Tensor = field(init=False)
     image: torch.Tensor = field(init=False)
     v_scale: torch.Tensor = field(init=False)
+    delta: torch.Tensor | None = field(init=False, default=None)
+    v_mean: torch.Tensor | None = field(init=False, default=None)
     softmax_scale: float = field(init=False)
 
     def __post_init__(self) -> None:
         generator = torch.Generator().manual_seed(self.seed)
 
-        def integers(*shape: int) -> torch.Tensor:
-            return torch.randint(-127, 128, shape, generator=generator, dtype=torch.int8)
+        def integers(*shape: int, levels: int = 127) -> torch.Tensor:
+            return torch.randint(-levels, levels + 1, shape, generator=generator, dtype=torch.int8)
 
         def positive(*shape: int) -> torch.Tensor:
             return torch.rand(shape, generator=generator) * 0.02 + 0.005
 
         queries, keys = (self.batch, self.heads, self.seq_q), (self.batch, self.kv_heads, self.seq_k)
-        self.q, self.q_scale = integers(*queries, self.head_dim), positive(*queries)
+        levels = {"int8": 127, "int4": 7}[self.recipe.qk_format]
+        self.q, self.q_scale = integers(*queries, self.head_dim, levels=levels), positive(*queries) * (127 / levels)
         self.q_bias = torch.randn(queries, generator=generator)
-        scale = ((positive(*keys) * self.k_scale * 50).view(torch.int32) + 3 & ~3).view(torch.float32)
-        k, v = integers(*keys, self.head_dim), integers(*keys, self.head_dim)
+        scale = ((positive(*keys) * self.k_scale * 50 * (127 / levels)).view(torch.int32) + 3 & ~3).view(torch.float32)
+        k, v = integers(*keys, self.head_dim, levels=levels), integers(*keys, self.head_dim)
         if self.recipe.pv_format == "float16":  # |v| < 2
             v = (v.float() / 64).half()
-        self.image = pack_tile_images(k, scale, v)
+        self.image = pack_tile_images(k, scale, v, self.recipe.qk_format)
         self.v_scale = positive(self.batch, self.kv_heads, self.head_dim)
         self.softmax_scale = self.head_dim**-0.5
+        if self.recipe.smooth_q:
+            rows = (self.batch, self.heads, -(-self.seq_q // 128), 64 * self.image.shape[2])
+            self.delta = torch.randn(rows, generator=generator) * (self.k_scale * 8000)
+            self.delta[..., self.seq_k :] = math.nan
+        if self.recipe.smooth_v:
+            self.v_mean = torch.randn(self.v_scale.shape, generator=generator)
+
+    def data(self) -> torch.Tensor:
+        """q as the kernel reads it: int8 [B, Hq, Sq, bytes], two of INT4 in one, zeros past the head dim."""
+        image = TileImage(self.head_dim, keys=self.recipe.qk_format)
+        q = torch.nn.functional.pad(self.q, (0, image.key_dims - self.head_dim))
+        return q if self.recipe.qk_format == "int8" else (q[..., 0::2] & 15) | (q[..., 1::2] << 4)
 
 
 def run(operands: Operands, config: AttentionConfig, device: torch.device, out: torch.Tensor | None = None):
@@ -69,11 +89,12 @@ def run(operands: Operands, config: AttentionConfig, device: torch.device, out: 
     shape = (o.batch, o.heads, o.seq_q, o.head_dim)
     if out is None:
         out = torch.full(shape, 7.0, dtype=getattr(torch, config.out_dtype), device=device)
+    key_lengths = None if o.key_lengths is None else torch.tensor(o.key_lengths, dtype=torch.int32, device=device)
     lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
-    q = torch.nn.functional.pad(o.q, (0, AttentionSm80(config).image.key_bytes - o.head_dim))
-    inputs = [x.to(device) for x in (q, o.q_scale, o.q_bias, o.image, o.v_scale)]
+    arguments = (o.data(), o.q_scale, o.q_bias, o.image, o.v_scale, o.delta, o.v_mean)
+    inputs = [x if x is None else x.to(device) for x in arguments]
     kernel = jit.load(AttentionSm80, config, resolve_arch(None, inputs[0]).name, jit.backend())
-    kernel(*inputs, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
+    kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
     return out.cpu(), None if lse is None else lse.cpu()
 
 
@@ -84,6 +105,9 @@ def simulate(operands: Operands, config: AttentionConfig):
         o.image,
         o.v_scale,
         o.seq_k,
+        delta=o.delta,
+        v_mean=o.v_mean,
+        key_lengths=o.key_lengths,
         recipe=o.recipe,
         causal=config.causal,
         softmax_scale=o.softmax_scale,

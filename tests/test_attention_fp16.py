@@ -43,6 +43,20 @@ def test_padded_head_dims(device, accumulate, head_dim, seq_q, seq_k, causal):
     check(operands, config_of(accumulate, head_dim=head_dim, causal=causal), device)
 
 
+@pytest.mark.parametrize(
+    ("accumulate", "head_dim", "tile"),
+    [
+        ("float32", 200, {"m_tiles": 1}),
+        ("float32", 256, {"m_tiles": 1, "stages": 1}),
+        ("float16", 256, {"stages": 1}),
+        ("float16+float32", 168, {"m_tiles": 1, "stages": 1}),
+    ],
+)
+def test_large_head_dims(device, accumulate, head_dim, tile):
+    operands = operands_of(accumulate, heads=3, kv_heads=1, seq_q=70, seq_k=150, head_dim=head_dim)
+    check(operands, config_of(accumulate, head_dim=head_dim, causal=True, **tile), device)
+
+
 @pytest.mark.parametrize("accumulate", ACCUMULATORS)
 @pytest.mark.parametrize("k_scale", [1e-6, 1e-2, 1.0, 1e4])
 def test_scores_of_any_size(device, accumulate, k_scale):

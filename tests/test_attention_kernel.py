@@ -38,6 +38,14 @@ def test_padded_head_dims(device, head_dim, seq_q, seq_k, causal):
     assert (frame[..., head_dim:] == 7.0).all()
 
 
+@pytest.mark.parametrize(("head_dim", "stages"), [(136, 2), (160, 1), (256, 2), (256, 1)])
+@pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 65, False), (70, 150, True)])
+def test_large_head_dims(device, head_dim, stages, seq_q, seq_k, causal):
+    """16-row warps, and one stage whose K and V take turns."""
+    o = Operands(heads=3, kv_heads=1, seq_q=seq_q, seq_k=seq_k, head_dim=head_dim, seed=head_dim)
+    check(o, replace(LSE, head_dim=head_dim, causal=causal, m_tiles=1, stages=stages), device)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 3), (5, 1), (3, 3)])
 def test_head_counts(device, heads, kv_heads):
     check(Operands(batch=2, heads=heads, kv_heads=kv_heads, seq_q=70, seq_k=150), LSE, device)
@@ -92,7 +100,14 @@ def test_strided_output(device, out_dtype, align):
 
 @pytest.mark.parametrize(
     "tile",
-    [{"warps": 1}, {"warps": 2, "stages": 3}, {"warps": 8, "stages": 4}, {"m_tiles": 1}, {"m_tiles": 1, "stages": 3}],
+    [
+        {"warps": 1},
+        {"warps": 2, "stages": 3},
+        {"warps": 8, "stages": 4},
+        {"m_tiles": 1},
+        {"m_tiles": 1, "stages": 3},
+        {"stages": 1},
+    ],
 )
 def test_tile_configs(device, tile):
     check(Operands(seq_q=150, seq_k=400, head_dim=32), replace(LSE, head_dim=32, causal=True, **tile), device)
@@ -150,9 +165,11 @@ def test_more_heads_than_fit_in_one_group(device):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_order_of_warps_does_not_matter(monkeypatch, seed):
+@pytest.mark.parametrize("change", [{}, {"head_dim": 40, "stages": 1}])
+def test_order_of_warps_does_not_matter(monkeypatch, seed, change):
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
-    operands, config = Operands(seq_q=130, seq_k=300), replace(LSE, causal=True)
+    config = replace(LSE, causal=True, **change)
+    operands = Operands(seq_q=130, seq_k=300, head_dim=config.head_dim)
     plain = run(operands, config, torch.device("cpu"))
     with emulator.settings(seed=seed):
         shuffled = run(operands, config, torch.device("cpu"))
@@ -183,7 +200,7 @@ def test_row_sums_are_halved_before_the_output_overflows(device):
         ({"out_align": 1}, "out_align=1 is not one of 16, 8, 4, 2"),
         ({"warps": 3}, "warps=3 is not one of 1, 2, 4, 8"),
         ({"m_tiles": 3}, "m_tiles=3 is not one of 1, 2"),
-        ({"stages": 1}, "stages=1 is not one of 2, 3, 4"),
+        ({"stages": 5}, "stages=5 is not one of 1, 2, 3, 4"),
     ],
 )
 def test_refused_configs(change, reason):

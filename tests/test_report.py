@@ -93,6 +93,7 @@ def test_instruction_classes_and_costs() -> None:
     ampere = costs_for("sm_80")
     assert ampere is not None
     assert ampere.of("IMMA.16832.S8.S8") == {"tensor": 8}
+    assert ampere.of("IMMA.16864.S4.S4") == {"tensor": 8}  # twice the multiply-adds
     assert ampere.of("MUFU.EX2") == ampere.of("I2F.S8") == {"xu": 8}
     assert ampere.of("LDSM.16.M88.4") == {"lsu": 16}
     assert ampere.of("BRA") == {}

@@ -74,7 +74,16 @@ def test_padded_head_dims(device, recipe, head_dim, seq_q, seq_k, causal):
     check(recipe, q, k, v, device, causal=causal)
 
 
-@pytest.mark.parametrize("tile", [{"warps": 1}, {"warps": 2}, {"warps": 8, "m_tiles": 1}, {"stages": 3}])
+@pytest.mark.parametrize(("recipe", "head_dim", "stages"), [("bf16", 136, 2), ("fp16", 200, 1), ("bf16", 256, 1)])
+def test_large_head_dims(device, recipe, head_dim, stages):
+    """16-row warps, and one stage whose K and V take turns."""
+    q, k, v = random_qkv(recipe, (1, 3, 70, head_dim), (1, 1, 150, head_dim))
+    check(recipe, q, k, v, device, causal=True, config=TileConfig(m_tiles=1, stages=stages))
+
+
+@pytest.mark.parametrize(
+    "tile", [{"warps": 1}, {"warps": 2}, {"warps": 8, "m_tiles": 1}, {"stages": 3}, {"warps": 8, "stages": 1}]
+)
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 def test_tile_configs(device, tile, head_dim):
     """With one warp a thread's rows are less than eight apart, and the swizzle differs from one to the next."""
