@@ -8,7 +8,8 @@ A kernel class has
 * a constructor that takes one frozen dataclass of plain values,
 * ``can_implement(config) -> str | None``, the reason why a configuration is refused,
 * ``fake_arguments() -> tuple``, what the compiler is to assume about the arguments, the stream last,
-* ``__call__``, a ``@cute.jit`` function that launches kernels.
+* ``__call__``, a ``@cute.jit`` function that launches kernels,
+* if it likes, ``ptxas_level``, the optimisation level of the assembler, or None for its default.
 """
 
 from __future__ import annotations

@@ -75,7 +75,8 @@ class AttentionSm80:
     the last to the first. There are no specialised warps: every warp has its own rows and plays all roles in turn.
 
     Roles
-        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead; `SplitPipeline`
+        load      `load_queries` once; `KvPipeline`: whole tiles by cp.async, `stages` - 1 ahead; `SplitPipeline`;
+                  `DeltaSource`: delta with them
         mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, row sums += P·1)
         softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update` and `.probabilities`
         epilogue  `store_output`, `store_lse`
@@ -95,7 +96,8 @@ class AttentionSm80:
     One KV tile of recipe int8 (the others: `recipes.RECIPES`)
         wait, barrier   this tile has arrived, and the stage of the previous one is free: request the next into it
         S = Q·Kᵀ        64 IMMA, Q and K by ldmatrix.x4, started at 0x4B400000 so that no I2F follows
-        y = S·c         one FFMA a score, one FMNMX for the lane's row maxima
+        y = S·c         one FFMA a score, one FMNMX for the lane's row maxima. With delta one more FFMA, y·row_scale +
+                        delta, and the softmax's own row scale is the same for all rows
         vote            does any score of the warp pass its row's limit? Seldom after the first tiles: then (and only
                         then) shuffles, a new integer maximum, and O and sums shifted right
         P = u8(2^x)     FFMA, MUFU.EX2, and 1.25 slots of packing per four
@@ -129,12 +131,13 @@ class AttentionSm80:
         """Optimisation level of the assembler, None for its default, which is 3.
 
         With INT4 or delta and head dim 128, ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3, and gives up
-        with O in float32: it allocates 32. At level 2 it spills 14 there and none elsewhere, at level 1 none at all,
-        with loads closer to their use. Without INT4 and delta, level 2 spills and level 3 does not.
+        with O in float32: it allocates 32. At level 2 it spills none with V in INT8, and 14 in some kernels with V in
+        float16, at level 1 none at all, with loads closer to their use. Without INT4 and delta, level 2 spills and level
+        3 does not.
         """
         if not (self.config.smooth_q or self.config.recipe.startswith("int4")):
             return None
-        return 2 if self.config.accumulate in ("int32", "float16") else 1
+        return 2 if self.config.accumulate == "int32" else 1
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
