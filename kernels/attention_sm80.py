@@ -132,8 +132,8 @@ class AttentionSm80:
 
         With INT4 or delta and head dim 128, ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3, and gives up
         with O in float32: it allocates 32. At level 2 it spills none with V in INT8, and 14 in some kernels with V in
-        float16, at level 1 none at all, with loads closer to their use. Without INT4 and delta, level 2 spills and level
-        3 does not.
+        float16, at level 1 none at all, with loads closer to their use. Without INT4 and delta, level 2 spills and
+        level 3 does not.
         """
         if not (self.config.smooth_q or self.config.recipe.startswith("int4")):
             return None
