@@ -73,7 +73,8 @@ def sass_text(cubin: bytes, *, lines: bool = False) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "program.cubin"
         file.write_bytes(cubin)
-        result = subprocess.run([program, "-c", *["-g"] * lines, str(file)], capture_output=True, text=True, check=False)
+        command = [program, "-c", *(["-g"] if lines else []), str(file)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{program} cannot read the cubin: {result.stderr.strip()}")
     return result.stdout
