@@ -1,4 +1,4 @@
-"""Symmetric INT8 in float32 arithmetic: scales, their inverses, rounding, packing; and float16's power-of-two scales.
+"""Symmetric INT8 and INT4 in float32: scales, their inverses, rounding, packing; and float16's power-of-two scales.
 
 Every step is one correctly rounded float32 operation that no compiler contracts with a neighbour, so that the simulator
 reproduces the bits.
@@ -16,9 +16,20 @@ from cutlass.cutlass_dsl import select_
 
 from .tile_image import SCORE_MAGIC
 
-__all__ = ["absolute_max", "inverse_scale", "power_of_two_scale", "scale_22_bits", "symmetric_scale", "to_int8x4"]
+__all__ = [
+    "LEVELS",
+    "absolute_max",
+    "inverse_scale",
+    "power_of_two_scale",
+    "scale_22_bits",
+    "symmetric_scale",
+    "to_int4x8",
+    "to_int8x4",
+]
 
-_INVERSE_127 = 1.0 / 127.0
+LEVELS = {"int8": 127, "int4": 7}
+"""The largest integer of a symmetric format, by its name; the smallest is its negative."""
+
 _SMALLEST_SCALE = 2.0**-126
 
 
@@ -27,9 +38,9 @@ def absolute_max(bound: Float32, value: Float32) -> Float32:
     return cute.arch.fmax(bound, abs(value), nan=True)
 
 
-def symmetric_scale(amax: Float32) -> Float32:
-    """amax · fl(1/127), 0 where that is below 2^-126, non-finite where amax is."""
-    scale = amax * Float32(_INVERSE_127)
+def symmetric_scale(amax: Float32, levels: int = LEVELS["int8"]) -> Float32:
+    """amax · fl(1/levels), 0 where that is below 2^-126, non-finite where amax is."""
+    scale = amax * Float32(1.0 / levels)
     return Float32(select_(scale < Float32(_SMALLEST_SCALE), Float32(0.0), scale))
 
 
@@ -52,15 +63,21 @@ def inverse_scale(scale: Float32) -> Float32:
     return Float32(select_(usable, Float32(1.0) / scale, Float32(0.0)))
 
 
-def to_int8x4(values: list[Float32], inverses: list[Float32]) -> Int32:
-    """Four values times four inverse scales, rounded half to even, clamped to −127…127, packed from the low byte up.
+def to_int8x4(values: list[Float32], inverses: list[Float32], levels: int = LEVELS["int8"]) -> Int32:
+    """Four values times four inverse scales, rounded half to even, clamped to ±levels, packed from the low byte up.
 
-    NaN gives −127. The rounding is an addition of 1.5·2^23, which leaves the integer in the low byte of the sum.
+    NaN gives −levels. The rounding is an addition of 1.5·2^23, which leaves the integer in the low byte of the sum.
     """
     whole = []
     for value, inverse in zip(values, inverses, strict=True):
-        clamped = cute.arch.fmin(cute.arch.fmax(value * inverse, Float32(-127.0)), Float32(127.0))
+        clamped = cute.arch.fmin(cute.arch.fmax(value * inverse, Float32(-levels)), Float32(levels))
         whole.append((clamped + Float32(SCORE_MAGIC)).bitcast(Int32))
     low = cute.arch.prmt(whole[0], whole[1], 0x0040)
     high = cute.arch.prmt(whole[2], whole[3], 0x0040)
     return Int32(cute.arch.prmt(low, high, 0x5410))
+
+
+def to_int4x8(values: list[Float32], inverses: list[Float32]) -> Int32:
+    """`to_int8x4` of eight values, clamped to ±7, in two's complement halves of bytes from the lowest up."""
+    even, odd = (to_int8x4(values[i::2], inverses[i::2], LEVELS["int4"]) for i in range(2))
+    return (even & 0x0F0F0F0F) | ((odd << 4) & ~0x0F0F0F0F)

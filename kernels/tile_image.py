@@ -1,13 +1,19 @@
-"""The KV tile images of the warp-MMA INT8 kernels: where each byte of 64 quantised keys and values lies.
+"""The KV tile images of the warp-MMA INT8 and INT4 kernels: where each byte of 64 quantised keys and values lies.
 
 A tile image is one contiguous block per 64 tokens that holds K, V and K's scales in the order in which ldmatrix and
-mma.sync read them, so that an attention kernel copies whole blocks with 16-byte copies and permutes nothing. K is INT8,
-V is INT8 (b = 1 byte an element) or float16 (b = 2).
+mma.sync read them, so that an attention kernel copies whole blocks with 16-byte copies and permutes nothing. K is INT8
+or INT4, in rows of ``key_bytes`` bytes; V is INT8 (b = 1 byte an element) or float16 (b = 2), ``value_channels`` rows.
 
-    byte 0                 K: planes of 32 dims            [D/32][64 rows][32 B]
-    byte 64·D              V transposed: planes of 32/b tokens  [2·b][D rows][32 B]
-    byte 64·D·(1+b)        scale c of every key token      [64] float32, natural token order
-    byte 64·D·(1+b)+256    −12582912·c of every key token  [64] float32, natural token order
+    byte 0                 K: planes of 32 bytes a token        [key_bytes/32][64 rows][32 B]
+    v_offset               V transposed: planes of 32/b tokens  [2·b][value_channels rows][32 B]
+    scale_offset           scale c of every key token           [64] float32, natural token order
+    scale_offset + 256     −12582912·c of every key token       [64] float32, natural token order
+
+Head dims that do not fill the MMA's k or a lane's run of channels are padded with zeros: K to a multiple of 32 dims in
+INT8 and of 64 in INT4, 32 bytes in both, V to one of 32 channels.
+
+INT4 puts dim 2i into the low and dim 2i+1 into the high half of byte i. The fragments of m16n8k64 with s4 operands are
+then, byte for byte, those of m16n8k32 with s8 operands, and every address is the same.
 
 The permutations are chosen so that no register is ever moved between lanes:
 
@@ -30,18 +36,22 @@ from typing import Any
 
 import cutlass.cute as cute
 
-__all__ = ["SCORE_MAGIC", "TILE_TOKENS", "VALUE_BYTES", "StaticLayout", "TileImage"]
+__all__ = ["KEY_BITS", "SCORE_MAGIC", "TILE_TOKENS", "VALUE_BYTES", "StaticLayout", "TileImage"]
 
 TILE_TOKENS = 64
 
 SCORE_MAGIC = 12582912.0
 """1.5·2^23, float32 bits 0x4B400000: an int32 accumulator that starts there reads as the float SCORE_MAGIC + S."""
 
+KEY_BITS = {"int8": 8, "int4": 4}
+"""Bits of an element of K, by its format."""
+
 VALUE_BYTES = {"int8": 1, "float16": 2}
 """Bytes of an element of V, by its format."""
 
 _CHUNK_SWIZZLE = (1, 4, 3)
 _ROW_BYTES = 32
+_LARGEST_HEAD_DIM = 256
 
 Nested = int | tuple["Nested", ...]
 
@@ -102,25 +112,44 @@ class StaticLayout:
 class TileImage:
     """Layout of one KV tile image; see the module's text for the picture.
 
-    head_dim: D, a multiple of 32; values: format of V, "int8" or "float16". All offsets are bytes from the start of the
-    tile, which is 16-byte aligned in global and 256-byte aligned in shared memory (the swizzle looks at address bit 7).
+    head_dim: D, any multiple of 8 up to 256; values: format of V, "int8" or "float16"; keys: format of K, "int8" or
+    "int4". All offsets are bytes from the start of the tile, which is 16-byte aligned in global and 256-byte aligned in
+    shared memory (the swizzle looks at address bit 7).
     """
 
     head_dim: int
     values: str = "int8"
+    keys: str = "int8"
 
     def __post_init__(self) -> None:
-        if reason := self.can_implement(self.head_dim, self.values):
+        if reason := self.can_implement(self.head_dim, self.values, self.keys):
             raise ValueError(reason)
 
     @staticmethod
-    def can_implement(head_dim: int, values: str = "int8") -> str | None:
-        """None, or why there is no tile image for this head dim and format of V."""
+    def can_implement(head_dim: int, values: str = "int8", keys: str = "int8") -> str | None:
+        """None, or why there is no tile image for this head dim and these formats of V and K."""
         if values not in VALUE_BYTES:
             return f"values {values} is not one of {', '.join(VALUE_BYTES)}"
-        if head_dim <= 0 or head_dim % _ROW_BYTES:
-            return f"head dim {head_dim} is not a positive multiple of {_ROW_BYTES}"
+        if keys not in KEY_BITS:
+            return f"keys {keys} is not one of {', '.join(KEY_BITS)}"
+        if head_dim % 8 or not 0 < head_dim <= _LARGEST_HEAD_DIM:
+            return f"head dim {head_dim} is not a multiple of 8 from 8 to {_LARGEST_HEAD_DIM}"
         return None
+
+    @property
+    def key_dims(self) -> int:
+        """Dims of K with the padding: whole rows of 32 bytes."""
+        return self.key_bytes * 8 // KEY_BITS[self.keys]
+
+    @property
+    def key_bytes(self) -> int:
+        """Bytes of one token of K with the padding, a multiple of 32."""
+        return -(-self.head_dim * KEY_BITS[self.keys] // 8 // _ROW_BYTES) * _ROW_BYTES
+
+    @property
+    def value_channels(self) -> int:
+        """Channels of V with the padding, a multiple of 32."""
+        return -(-self.head_dim // 32) * 32
 
     @property
     def k_offset(self) -> int:
@@ -128,23 +157,26 @@ class TileImage:
 
     @property
     def v_offset(self) -> int:
-        return TILE_TOKENS * self.head_dim
+        return TILE_TOKENS * self.key_bytes
 
     @property
     def scale_offset(self) -> int:
-        return self.v_offset + TILE_TOKENS * self.head_dim * VALUE_BYTES[self.values]
+        return self.v_offset + TILE_TOKENS * self.value_channels * VALUE_BYTES[self.values]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one tile: 128·D + 512, or 192·D + 512 with V in float16."""
+        """Bytes of one tile: with head dims that need no padding 128·D + 512 in INT8, 192·D + 512 with V in float16."""
         return self.scale_offset + 2 * 4 * TILE_TOKENS
 
     @property
     def k(self) -> StaticLayout:
-        """(token, dim) -> byte from `k_offset`. Token bits (b0, b1, b3b2) have row strides (1, 8, 2)."""
+        """(token, byte of its row) -> byte from `k_offset`. Token bits (b0, b1, b3b2) have row strides (1, 8, 2).
+
+        The byte of a row is the dim in INT8, half of it in INT4.
+        """
         row = _ROW_BYTES
         return StaticLayout(
-            ((2, 2, 4, TILE_TOKENS // 16), (row, self.head_dim // row)),
+            ((2, 2, 4, TILE_TOKENS // 16), (row, self.key_bytes // row)),
             ((row, 8 * row, 2 * row, 16 * row), (1, TILE_TOKENS * row)),
             _CHUNK_SWIZZLE,
         )
@@ -155,8 +187,8 @@ class TileImage:
 
         In float16, bits (b0, b1, b3b2) of a token step by (1, 8, 2) elements.
         """
-        row, plane = _ROW_BYTES, self.head_dim * _ROW_BYTES
-        channels, channel_strides = (2, 4, 4, self.head_dim // row), (row, 8 * row, 2 * row, 32 * row)
+        row, plane = _ROW_BYTES, self.value_channels * _ROW_BYTES
+        channels, channel_strides = (2, 4, 4, self.value_channels // row), (row, 8 * row, 2 * row, 32 * row)
         tokens: tuple[Nested, Nested] = (row, TILE_TOKENS // row), (1, plane)
         if self.values == "float16":
             tokens = (2, 2, 4, TILE_TOKENS // 16), (2, 16, 4, plane)
@@ -170,7 +202,7 @@ class TileImage:
 
     def value_fragment(self, n: int, k: int) -> int:
         """Byte from `v_offset` of the first row of channels 16·n …, and of the k-th plane of tokens."""
-        return n * 16 * _ROW_BYTES + k * self.head_dim * _ROW_BYTES
+        return n * 16 * _ROW_BYTES + k * self.value_channels * _ROW_BYTES
 
     @property
     def scales(self) -> StaticLayout:
@@ -185,4 +217,4 @@ class TileImage:
     @property
     def output_channels(self) -> StaticLayout:
         """(column, n8 tile) of the P·V accumulator -> channel: what `v`'s row order means after the MMA."""
-        return StaticLayout(((2, 4), (4, self.head_dim // 32)), ((1, 8), (2, 32)))
+        return StaticLayout(((2, 4), (4, self.value_channels // 32)), ((1, 8), (2, 32)))

@@ -4,17 +4,20 @@ import itertools
 
 import cutlass.cute as cute
 import pytest
+import torch
 
-from cute_attn.kernels.tile_image import TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
+from cute_attn.kernels.tile_image import KEY_BITS, TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
+from cute_attn.tile_images import pack_tile_images, unpack_tile_images
 
-HEAD_DIMS = [32, 64, 96, 128, 256]
+HEAD_DIMS = [32, 64, 96, 128, 256, *(pytest.param(d, marks=pytest.mark.slow) for d in (160, 192, 224))]
+"""The others have the layouts of these, see `test_padding`."""
 
-
-VALUES = ["int8", "float16"]
+FORMATS = list(itertools.product(["int8", "float16"], ["int8", "int4"]))
+"""Of V and of K."""
 
 
 def operands(image: TileImage) -> list[tuple[StaticLayout, int]]:
-    """K's and V's layouts, each with the bytes of an element."""
+    """K's and V's layouts, each with the bytes of what a coordinate names: a byte of K, an element of V."""
     return [(image.k, 1), (image.v, VALUE_BYTES[image.values])]
 
 
@@ -23,26 +26,56 @@ def rows_of(layout: StaticLayout) -> dict[int, int]:
     return {layout(c, 0) // 32: c for c in range(layout.extents()[0])}
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize(("values", "keys"), FORMATS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_every_byte_is_used_once(head_dim, values):
-    image, wide = TileImage(head_dim, values), VALUE_BYTES[values]
-    used = [image.k_offset + image.k(t, d) for t in range(TILE_TOKENS) for d in range(head_dim)]
-    used += [
-        image.v_offset + image.v(d, t) + b for t in range(TILE_TOKENS) for d in range(head_dim) for b in range(wide)
-    ]
+def test_every_byte_is_used_once(head_dim, values, keys):
+    image = TileImage(head_dim, values, keys)
+    used = []
+    for (layout, wide), offset in zip(operands(image), (image.k_offset, image.v_offset), strict=True):
+        rows, columns = layout.extents()
+        used += [offset + layout(r, c) + b for r in range(rows) for c in range(columns) for b in range(wide)]
     used += [
         image.scale_offset + 4 * image.scales(r, t) + b for r in range(2) for t in range(TILE_TOKENS) for b in range(4)
     ]
     assert sorted(used) == list(range(image.nbytes))
-    assert image.nbytes == 64 * head_dim * (1 + wide) + 512
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize(
+    ("head_dim", "keys", "key_dims", "key_bytes", "value_channels"),
+    [
+        (8, "int8", 32, 32, 32),
+        (40, "int8", 64, 64, 64),
+        (72, "int8", 96, 96, 96),
+        (128, "int8", 128, 128, 128),
+        (8, "int4", 64, 32, 32),
+        (64, "int4", 64, 32, 64),
+        (72, "int4", 128, 64, 96),
+        (96, "int4", 128, 64, 96),
+        (256, "int4", 256, 128, 256),
+    ],
+)
+def test_padded_sizes(head_dim, keys, key_dims, key_bytes, value_channels):
+    for values, wide in VALUE_BYTES.items():
+        image = TileImage(head_dim, values, keys)
+        assert (image.key_dims, image.key_bytes, image.value_channels) == (key_dims, key_bytes, value_channels)
+        assert image.nbytes == 64 * key_bytes + 64 * value_channels * wide + 512
+
+
+@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("head_dim", range(8, 257, 8))
+def test_padding(head_dim, values, keys):
+    """Padded head dims have the layouts of the next multiple of 32 channels, and of 32 bytes of K."""
+    image, full = TileImage(head_dim, values, keys), TileImage(-(-head_dim // 32) * 32, values, keys)
+    assert (image.k, image.v, image.nbytes) == (full.k, full.v, full.nbytes)
+    assert 0 <= image.key_dims - head_dim < 32 * (8 // KEY_BITS[keys])
+    assert image.key_bytes * 8 == image.key_dims * KEY_BITS[keys]
+
+
+@pytest.mark.parametrize(("values", "keys"), FORMATS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_words_stay_together(head_dim, values):
+def test_words_stay_together(head_dim, values, keys):
     """The quantiser stores four bytes at a time: four tokens or dims of one byte, or two of two."""
-    for layout, wide in operands(TileImage(head_dim, values)):
+    for layout, wide in operands(TileImage(head_dim, values, keys)):
         rows, columns = layout.extents()
         for row, start in itertools.product(range(rows), range(0, columns, 4 // wide)):
             first = layout(row, start)
@@ -50,16 +83,43 @@ def test_words_stay_together(head_dim, values):
             assert [layout(row, start + i) for i in range(4 // wide)] == list(range(first, first + 4, wide))
 
 
-@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize(("values", "keys"), FORMATS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_ldmatrix_phases_have_no_bank_conflict(head_dim, values):
+def test_ldmatrix_phases_have_no_bank_conflict(head_dim, values, keys):
     """One 8x8 matrix of ldmatrix reads 16 bytes of eight consecutive rows: eight different groups of 4 banks."""
-    for layout, wide in operands(TileImage(head_dim, values)):
+    for layout, wide in operands(TileImage(head_dim, values, keys)):
         rows, columns = layout.extents()
         coordinate = rows_of(layout)
         for first, chunk in itertools.product(range(0, rows, 8), range(0, columns, 16 // wide)):
             groups = {layout(coordinate[first + i], chunk) // 16 % 8 for i in range(8)}
             assert len(groups) == 8
+
+
+@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("head_dim", [8, 40, 64, 72, 256])
+def test_images_hold_what_was_packed(head_dim, values, keys):
+    """And nothing else: the padding and the tokens past the end are zeros."""
+    generator = torch.Generator().manual_seed(head_dim)
+    levels = {"int8": 127, "int4": 7}[keys]
+    k = torch.randint(-levels, levels + 1, (2, 1, 70, head_dim), generator=generator, dtype=torch.int8)
+    v = torch.randint(-127, 128, k.shape, generator=generator).to(getattr(torch, values))
+    scale = torch.rand(k.shape[:3], generator=generator) + 0.1
+    image = pack_tile_images(k, scale, v, keys)
+    for part, packed in zip(unpack_tile_images(image, head_dim, 70, values, keys), (k, scale, v), strict=True):
+        assert torch.equal(part, packed)
+    layout = TileImage(head_dim, values, keys)
+    nibbles = image[..., : layout.v_offset]
+    written = (nibbles != 0) if keys == "int8" else torch.stack([nibbles & 15, nibbles >> 4], -1)
+    assert written.count_nonzero() == k.count_nonzero()
+    in_v = image[..., layout.v_offset : layout.scale_offset].contiguous().view(v.dtype)
+    assert in_v.count_nonzero() == v.count_nonzero()
+
+
+def test_int4_puts_dim_2i_into_the_low_half():
+    k = torch.zeros(1, 1, 1, 64, dtype=torch.int8)
+    k[..., 6], k[..., 7] = -3, 5
+    image = pack_tile_images(k, torch.ones(1, 1, 1), torch.zeros_like(k), "int4")
+    assert image[0, 0, 0, TileImage(64, keys="int4").k(0, 3)] == 0x5D
 
 
 def test_score_columns_are_the_stated_tokens():
@@ -95,7 +155,7 @@ def test_scores_of_a_lane_are_its_16_bit_operand_of_p_v():
 def test_output_columns_are_the_stated_channels(head_dim):
     image = TileImage(head_dim)
     channel_of_row = rows_of(image.v)
-    for tile, lane, e in itertools.product(range(head_dim // 8), range(4), range(2)):
+    for tile, lane, e in itertools.product(range(image.value_channels // 8), range(4), range(2)):
         channel = channel_of_row[8 * tile + 2 * lane + e]
         assert channel == 32 * (tile // 4) + 8 * lane + 2 * (tile % 4) + e
         assert channel == image.output_channels(2 * lane + e, tile)
@@ -107,7 +167,7 @@ def test_plain_evaluation_equals_cute():
 
     @cute.jit
     def trace():
-        for image in (TileImage(32), TileImage(128), TileImage(64, "float16")):
+        for image in (TileImage(32), TileImage(128), TileImage(72, "float16", "int4")):
             for layout in (image.k, image.v, image.scales, image.score_tokens, image.output_channels):
                 made = layout.cute()
                 rows, columns = layout.extents()
@@ -121,8 +181,11 @@ def test_plain_evaluation_equals_cute():
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="multiple of 32"):
-        TileImage(80)
+    for head_dim in (0, -8, 84, 264):
+        with pytest.raises(ValueError, match=f"head dim {head_dim} is not a multiple of 8 from 8 to 256"):
+            TileImage(head_dim)
+    with pytest.raises(ValueError, match="keys int2 is not one of int8, int4"):
+        TileImage(64, keys="int2")
     with pytest.raises(ValueError, match="values float32 is not one of int8, float16"):
         TileImage(64, "float32")
     with pytest.raises(IndexError, match="outside"):
