@@ -235,6 +235,8 @@ def test_shared_memory_fits(name: str, arch: str) -> None:
     budget = shared(config_of(name, HEAD_DIM, arch), arch)
     assert budget.total == budget.queries + budget.stages * budget.stage <= ARCHS[arch].shared_bytes
     assert budget.ctas >= 1
+    assert ARCHS["sm_86"].shared_bytes == ARCHS["sm_89"].shared_bytes
+    assert config_of(name, HEAD_DIM, "sm_86") == config_of(name, HEAD_DIM, "sm_89")
 
 
 def loop_table(name: str) -> dict[str, dict[str, int]]:

@@ -22,7 +22,8 @@ NAMES = ("int8", "int8_fp16", "bf16")
 HEAD_DIM = 128
 """What figures and passports are drawn for."""
 
-ARCH_NAMES = ("sm_80", "sm_86", "sm_89")
+ARCH_NAMES = ("sm_80", "sm_89")
+"""sm_86 has the limits of sm_89."""
 
 _LONG = 4096
 
