@@ -81,7 +81,7 @@ def shared(config: AttentionConfig, arch: str) -> Shared:
     per_thread = -(-kernel_report(config, arch).resources.registers // REGISTER_UNIT) * REGISTER_UNIT
     return Shared(
         queries=kernel.q_bytes,
-        stage=kernel.image.nbytes,
+        stage=(kernel.shared_bytes - kernel.q_bytes) // config.stages,
         stages=config.stages,
         total=kernel.shared_bytes,
         by_shared=(ARCHS[arch].shared_bytes + SYSTEM_BYTES) // (kernel.shared_bytes + SYSTEM_BYTES),

@@ -40,7 +40,7 @@ def _bar(svg: Svg, name: str, image, x: float, y: float, unit: float) -> None:
     for part in parts(image):
         begin, width = x + part.begin * unit, (part.end - part.begin) * unit
         svg.rect(begin, y, width, 30, _COLOURS[part.name], stroke=CARD)
-        plane = TILE_TOKENS * _ROW if part.name in ("K", "V") else image.head_dim * _ROW
+        plane = TILE_TOKENS * _ROW if part.name in ("K", "V") else image.value_channels * _ROW
         for edge in range(part.begin + plane, part.end, plane):
             svg.path(f"M{x + edge * unit:g} {y + 1}v5m0 18v5", CARD, 1.5)
         if width > 30:

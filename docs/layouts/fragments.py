@@ -15,7 +15,7 @@ from cute_attn.kernels.tile_image import StaticLayout
 
 from .tracing import while_tracing
 
-__all__ = ["F16", "MMAS", "S8", "U8", "Fragment", "Mma", "fragments", "ldmatrix_layouts"]
+__all__ = ["F16", "MMAS", "S4", "S8", "U8", "Fragment", "Mma", "fragments", "ldmatrix_layouts"]
 
 LANES = 32
 
@@ -32,9 +32,11 @@ class Mma:
 
 S8 = Mma("mma_s8", "mma.m16n8k32  s8 · s8 → s32", MmaInt8Op, 8)
 U8 = Mma("mma_u8", "mma.m16n8k32  u8 · s8 → s32", lambda: MmaInt8Op(a_unsigned=True), 8)
+S4 = Mma("mma_s4", "mma.m16n8k64  s4 · s4 → s32", MmaInt8Op, 4)
 F16 = Mma("mma_f16", "mma.m16n8k16  f16 · f16 → f32", lambda: mma_16bit_op(Float16, Float32), 16)
 
-MMAS = (S8, U8, F16)
+MMAS = (S8, U8, S4, F16)
+"""The compiler has no atom for s4. Its fragments are those of s8 byte for byte, two k in each: `_halved`."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,17 @@ def _static(layout: Any) -> StaticLayout:
     return StaticLayout(layout.shape, layout.stride)
 
 
+def _halved(layout: StaticLayout, rows: int) -> StaticLayout:
+    """The layout of an operand of 8-bit elements where each of them is two, neighbours in k."""
+
+    def wider(stride: Any) -> Any:
+        """A step along k, ``rows`` or a multiple of it, is twice as far; one along the rows is not."""
+        return tuple(map(wider, stride)) if isinstance(stride, tuple) else stride if stride < rows else 2 * stride
+
+    (lanes, values), (lane_steps, value_steps) = layout.shape, layout.stride
+    return StaticLayout((lanes, (2, *values)), (wider(lane_steps), (rows, *wider(value_steps))))
+
+
 @cache
 def fragments(mma: Mma) -> dict[str, Fragment]:
     """Fragments of A, B and C by name."""
@@ -89,6 +102,8 @@ def fragments(mma: Mma) -> dict[str, Fragment]:
         return atom.shape_mnk, *(_static(layout) for layout in (atom.tv_layout_A, atom.tv_layout_B, atom.tv_layout_C))
 
     (m, n, k), a, b, c = while_tracing(read)
+    if mma.bits == 4:
+        k, a, b = 2 * k, _halved(a, m), _halved(b, n)
     return {
         "A": Fragment("A", (m, k), a, mma.bits),
         "B": Fragment("B", (n, k), b, mma.bits),

@@ -6,6 +6,7 @@ import ast
 import re
 from collections import Counter
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 
@@ -17,17 +18,19 @@ from cute_attn.sass import sass_text
 __all__ = ["STEPS", "Placed", "kernel_report", "opcode_table", "steady_loop", "step_of"]
 
 STEPS = {
-    "next tile": ("next_tile", "_request", "copy", "_copy_chunk", "_place", "cp_async_zfill", "visit"),
-    "S = Q·Kᵀ": ("multiply",),
-    "y = S·c, row maxima": ("dequantise", "apply", "at"),
-    "vote": ("update", "any_greater"),
-    "P = 2^x": ("probabilities", "_probability", "_exponent", "pack_bytes_f16", "pack_f16x2", "pack_bf16x2"),
+    "next tile": ("kv_*.*", "row_copy.*", "delta_source.*", "ptx.cp_async_zfill", "attention_sm80.visit"),
+    "S = Q·Kᵀ": ("scores_*.multiply", "scores_*._multiply", "ptx.mma_*"),
+    "y = S·c, row maxima": ("scores_*.dequantise", "mask.*"),
+    "vote": ("softmax_*.update", "ptx.any_greater"),
+    "P = 2^x": ("softmax_*.probabilities", "softmax_*._probability", "softmax_*._exponent", "ptx.pack_*"),
     "O += P·V, sums += P·1": (
-        "accumulate", "mma_in_place", "_multiply", "_add_tile", "_add_row_sums", "_output_pair", "value_fragment",
+        "softmax_*.accumulate", "softmax_*._multiply", "softmax_*._add_*", "softmax_*._output_pair", "atoms.*",
+        "*.value_fragment",
     ),
     "loop, no line": (),
 }  # fmt: skip
-"""Steps of one KV tile by name, and the kernels' functions whose lines make them; the last takes all others."""
+"""Steps of one KV tile by name, and the kernels' functions whose lines make them, as patterns of file.function. The
+last one takes all others."""
 
 _LINE = re.compile(r'\s*//## File "([^"]+)", line (\d+)')
 _ADDRESS = re.compile(r"\s*/\*([0-9a-f]{4,})\*/\s+\S")
@@ -73,8 +76,9 @@ def _source_lines(text: str) -> dict[int, tuple[str, int]]:
 
 def step_of(file: str, line: int) -> str:
     """The step whose function contains a line of the kernels' source."""
-    name = _functions(file).get(line, "")
-    return next((step for step, functions in STEPS.items() if name in functions), list(STEPS)[-1])
+    name = f"{Path(file).stem}.{_functions(file).get(line, '')}"
+    steps = (step for step, patterns in STEPS.items() if any(fnmatchcase(name, pattern) for pattern in patterns))
+    return next(steps, list(STEPS)[-1])
 
 
 @cache

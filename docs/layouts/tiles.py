@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cute_attn.arch import ARCHS
-from cute_attn.dispatch import attention_config, default_config
+from cute_attn.dispatch import attention_config, default_config, refusal
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.problem import Problem
@@ -14,7 +14,7 @@ from cute_attn.recipe import recipes
 
 from .fragments import F16, S8, U8, Mma
 
-__all__ = ["ARCH_NAMES", "HEAD_DIM", "HEAD_DIMS", "NAMES", "Part", "config_of", "mmas_of", "parts", "planes_of"]
+__all__ = ["ARCH_NAMES", "HEAD_DIM", "HEAD_DIMS", "NAMES", "Part", "config_of", "mmas_of", "parts"]
 
 NAMES = ("int8", "int8_fp16", "bf16")
 """Recipes that the page tells apart; `fp16` lies as `bf16` does."""
@@ -30,15 +30,19 @@ _LONG = 4096
 
 def config_of(name: str, head_dim: int = HEAD_DIM, arch: str = "sm_80") -> AttentionConfig:
     """The kernel that `attention` launches for a long sequence without a mask."""
-    recipe = recipes()[name]
-    dtype = recipe.dtypes[0]
-    problem = Problem(1, 1, 1, _LONG, _LONG, head_dim, dtype, False)
+    recipe, problem = recipes()[name], _problem(name, head_dim)
     tile = default_config(recipe, problem, ARCHS[arch])
-    return attention_config(recipe, head_dim, dtype, False, tile, has_lse=False, out_align=16)
+    return attention_config(recipe, head_dim, problem.dtype, False, tile, has_lse=False, out_align=16)
+
+
+def _problem(name: str, head_dim: int) -> Problem:
+    return Problem(1, 1, 1, _LONG, _LONG, head_dim, recipes()[name].dtypes[0], False)
 
 
 def _has(head_dim: int) -> bool:
-    return all(AttentionSm80.can_implement(config_of(name, head_dim)) is None for name in NAMES)
+    """Whether every recipe has a kernel for it everywhere."""
+    cases = ((name, ARCHS[arch]) for name in NAMES for arch in ARCH_NAMES)
+    return all(refusal(recipes()[name], arch, _problem(name, head_dim)) is None for name, arch in cases)
 
 
 def mmas_of(config: AttentionConfig) -> tuple[Mma, Mma]:
@@ -60,11 +64,6 @@ class Part:
     begin: int
     end: int
     what: str
-
-
-def planes_of(image: Any) -> tuple[Any, Any]:
-    """Layouts of K and V, (row, byte or element) -> byte, of either kind of tile."""
-    return (image.k, image.v) if isinstance(image, TileImage) else (image.planes, image.planes)
 
 
 def parts(image: Any) -> tuple[Part, ...]:
