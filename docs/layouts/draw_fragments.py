@@ -25,13 +25,14 @@ def draw_mma(mma: Mma) -> Svg:
     _draw(svg, a, left, c_y, f"A  {a.shape[0]} × {a.shape[1]}", "m", "k")
     _draw(svg, b, c_x, top, f"B  {b.shape[1]} × {b.shape[0]}", "k", "n", turned=True)
     _draw(svg, c, c_x, c_y, f"C  {c.shape[0]} × {c.shape[1]}", "m", "n")
+    origin = "(lane, value) → index, from the atom" + (" of s8, two k in a byte:" if mma.bits == 4 else ":")
     for i, fragment in enumerate((a, b, c)):
         note = f"{fragment.operand}: {fragment.registers} registers a lane, {_plural(fragment)} each"
         svg.text(left, top + 20 + 22 * i, note, anchor="start", fill=FAINT)
     for i, fragment in enumerate((a, b, c)):
         tv = f"{fragment.operand}  {_layout(fragment)}"
         svg.text(left, top + 104 + 22 * i, tv, anchor="start", fill=INK, size=10.5)
-    svg.text(left, top + 84, "(lane, value) → index, from the atom:", anchor="start", fill=FAINT, prose=True)
+    svg.text(left, top + 84, origin, anchor="start", fill=FAINT, prose=True)
     return svg
 
 

@@ -44,7 +44,7 @@ def _draw(svg: Svg, stages: int, x: float, y: float) -> None:
         top, colour = y + stay.stage * _H + 4, LANES[stay.tile % len(LANES)]
         begin, use = x + (stay.requested + 1) * _W, x + (stay.used + 1) * _W
         svg.rect(begin + 6, top, use - begin - 6, _H - 8, colour, stroke="none", line=0, radius=4, opacity=0.35)
-        svg.text((begin + use) / 2, top + _H / 2 - 4, f"{stay.tile} on its way", size=10.5)
+        svg.text(begin + _W / 2, top + _H / 2 - 4, f"{stay.tile} on its way", size=10.5)
         svg.rect(use, top, _W - 2, _H - 8, colour, stroke=INK, line=1, radius=4)
         svg.text(use + _W / 2, top + _H / 2 - 4, f"S, P, O of {stay.tile}", size=10.5, bold=True)
     svg.text(x + _W, y + stages * _H + 16, "wait + barrier", size=9.5, fill=FAINT)

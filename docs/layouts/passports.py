@@ -49,12 +49,12 @@ def _shared(name: str) -> list[tuple[str, str, StaticLayout, str, int, str]]:
     if not isinstance(image, TileImage):
         rows = [("sK", tile + image.k_offset), ("sV", tile + image.v_offset)]
         return [queries, *((t, "(token, byte)", image.planes, element, at, "one stage") for t, at in rows)]
-    return [
-        queries,
-        ("sK", "(token, dim)", image.k, element, tile + image.k_offset, "one stage"),
-        ("sV", "(channel, token)", image.v, image.values, tile + image.v_offset, "one stage"),
-        ("sScale", "(c or −M·c, token)", image.scales, "float32", tile + image.scale_offset, "one stage"),
+    quantised = [
+        ("sK", "(token, dim)" if image.keys == "int8" else "(token, byte)", image.k, image.keys, image.k_offset),
+        ("sV", "(channel, token)", image.v, image.values, image.v_offset),
+        ("sScale", "(c or −M·c, token)", image.scales, "float32", image.scale_offset),
     ]
+    return [queries, *((*facts, tile + at, "one stage") for *facts, at in quantised)]
 
 
 def shared_alignments(name: str) -> dict[str, int]:

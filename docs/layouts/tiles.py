@@ -12,7 +12,7 @@ from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.problem import Problem
 from cute_attn.recipe import recipes
 
-from .fragments import F16, S8, U8, Mma
+from .fragments import F16, S4, S8, U8, Mma
 
 __all__ = ["ARCH_NAMES", "HEAD_DIM", "HEAD_DIMS", "NAMES", "Part", "config_of", "mmas_of", "parts"]
 
@@ -47,10 +47,10 @@ def _has(head_dim: int) -> bool:
 
 def mmas_of(config: AttentionConfig) -> tuple[Mma, Mma]:
     """MMAs of Q·Kᵀ and of P·V."""
-    recipe = AttentionSm80(config).recipe
-    if not recipe.quantised:
+    image = AttentionSm80(config).image
+    if not isinstance(image, TileImage):
         return F16, F16
-    return S8, U8 if AttentionSm80(config).image.values == "int8" else F16
+    return S4 if image.keys == "int4" else S8, U8 if image.values == "int8" else F16
 
 
 HEAD_DIMS = tuple(head_dim for head_dim in (64, 128, 256) if _has(head_dim))
