@@ -17,6 +17,7 @@ from cute_attn.kernels.quantize_query import BLOCK_TOKENS, SCALE_GROUPS, QueryCo
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import KEY_BITS, TileImage
 from cute_attn.tensors import DTYPE_NAMES, alignment
+from cute_attn.tile_images import pack_rows
 
 HEAD_DIMS = [16, 40, 64, 72, 96, 128, 160, 256]
 
@@ -55,8 +56,7 @@ def run(q: torch.Tensor, k_mean: torch.Tensor | None, device: torch.device, **op
         QuantizerConfig(q.shape[3], DTYPE_NAMES[q.dtype], alignment(q)), smooth_k=k_mean is not None, **options
     )
     bytes_per_row = TileImage(q.shape[3], keys=config.keys).key_bytes
-    dtype = torch.int8 if config.keys == "int8" else torch.uint8
-    data = torch.full((*q.shape[:3], bytes_per_row), 99, dtype=dtype, device=device)
+    data = torch.full((*q.shape[:3], bytes_per_row), 99, dtype=torch.int8, device=device)
     scale, bias = torch.full((2, *q.shape[:3]), -7.0, device=device)
     blocks = -(-q.shape[2] // BLOCK_TOKENS)
     mean = None
@@ -82,7 +82,7 @@ def check(q, k_mean, device, *, keys="int8", scale="token", smooth_q=False) -> R
         assert same(results.mean, mean)
     assert same(results.scale, q_scale)
     assert same(results.bias, bias)
-    assert same(results.data, quantizer_simulator.packed_rows(data, keys))
+    assert same(results.data, pack_rows(data, keys))
     return results
 
 
