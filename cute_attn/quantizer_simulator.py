@@ -124,9 +124,9 @@ def delta_scores(
 
 
 def packed_rows(x: torch.Tensor, keys: str) -> torch.Tensor:
-    """Integers int8 [..., D] as the kernel stores rows of Q: int8, or uint8 with two a byte, zeros after D."""
+    """Integers int8 [..., D] as the kernel stores rows of Q: INT4 two a byte, the even dim low; zeros from D on."""
     x = torch.nn.functional.pad(x, (0, TileImage(x.shape[-1], keys=keys).key_dims - x.shape[-1]))
-    return x if keys == "int8" else ((x[..., 0::2] & 15) | (x[..., 1::2] << 4)).view(torch.uint8)
+    return x if keys == "int8" else (x[..., 0::2] & 15) | (x[..., 1::2] << 4)
 
 
 def _in_blocks(x: torch.Tensor) -> torch.Tensor:
