@@ -25,13 +25,18 @@ def quantizer_kernels(recipe: Recipe, head_dim: int, dtype: str, align: int) -> 
     """
     from cute_attn.kernels.quantize_key_value import KeyValueTiles, TilesConfig
     from cute_attn.kernels.quantize_query import QueryConfig, QueryRows
-    from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
+    from cute_attn.kernels.quantize_statistics import (
+        FinishConfig,
+        FinishStatistics,
+        KeyValueStatistics,
+        StatisticsConfig,
+    )
     from cute_attn.kernels.rows import QuantizerConfig
 
     rows = QuantizerConfig(head_dim, dtype, align)
     return {
-        "key_value_statistics": (KeyValueStatistics, rows),
-        "finish_statistics": (FinishStatistics, StatisticsConfig(head_dim, recipe.v_scale, recipe.pv_format)),
+        "key_value_statistics": (KeyValueStatistics, StatisticsConfig(rows)),
+        "finish_statistics": (FinishStatistics, FinishConfig(head_dim, recipe.v_scale, recipe.pv_format)),
         "key_value_tiles": (KeyValueTiles, TilesConfig(rows, recipe.pv_format)),
         "query_rows": (QueryRows, QueryConfig(rows)),
     }
@@ -62,7 +67,7 @@ def key_value_tiles(
     k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """image, v_scale and k_mean of K and V [B, Hkv, Sk, D], as `QuantizedKeyValue` describes them."""
-    from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
+    from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS, partial_rows
     from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
     batch, heads, seq_k, head_dim = k.shape
@@ -70,15 +75,15 @@ def key_value_tiles(
     statistics, finish, tiles = _key_value_kernels(recipe, head_dim, k.dtype, align, arch, jit.backend())
     device, chunks, tile_count = k.device, -(-seq_k // CHUNK_TOKENS), -(-seq_k // TILE_TOKENS)
     # One allocation per result: slicing a common one would take longer than the caching allocator does.
-    k_partial, v_partial = (
-        torch.empty((batch, heads, chunks, head_dim), dtype=torch.float32, device=device) for _ in range(2)
+    partial = torch.empty(
+        (batch, heads, chunks, partial_rows(smooth_v=False), head_dim), dtype=torch.float32, device=device
     )
     k_mean, v_scale = (torch.empty((batch, heads, head_dim), dtype=torch.float32, device=device) for _ in range(2))
     nbytes = TileImage(head_dim, recipe.pv_format).nbytes
     image = torch.empty((batch, heads, tile_count, nbytes), dtype=torch.uint8, device=device)
-    statistics(k, v, k_partial, v_partial)
-    finish(k_partial, v_partial, k_mean, v_scale, seq_k)
-    tiles(k, v, k_mean, v_scale, image)
+    statistics(k, v, partial, None)
+    finish(partial, k_mean, v_scale, None, seq_k, None)
+    tiles(k, v, k_mean, v_scale, None, image, None)
     return image, v_scale, k_mean
 
 
