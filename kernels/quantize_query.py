@@ -68,8 +68,8 @@ class QueryRows:
     """Quantises Q, one CTA per (block of 128 tokens, query head, batch element).
 
     Called with q [B, Hq, Sq, D] (any strides, head dim contiguous), k_mean float32 [B, Hkv, D] (None without smooth_k),
-    and the results: q_data [B, Hq, Sq, Dq], int8, or two INT4 a byte, the even dim in the low half;
-    Dq = ``TileImage(D, keys=keys).key_bytes``, zeros from D on; q_scale and q_bias float32 [B, Hq, Sq]; and q_mean
+    and the results: q_data int8 [B, Hq, Sq, Dq], in INT4 with two integers a byte, the even dim in the low half; Dq =
+    ``TileImage(D, keys=keys).key_bytes``, zeros from D on; q_scale and q_bias float32 [B, Hq, Sq]; and q_mean
     [B, Hq, ceil(Sq/128), D] in Q's dtype (None without smooth_q). Query head h belongs to KV head h // (Hq/Hkv).
 
     Reads every byte of Q once. All arithmetic is float32, one rounding a step, in this order:
