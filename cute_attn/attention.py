@@ -130,7 +130,13 @@ def _recipe(recipe: str | Recipe | None, q: Any, k: Any) -> Recipe:
         raise TypeError("q is a QuantizedQuery, whose bias belongs to quantised keys: pass the QuantizedKeyValue as k")
     if isinstance(q, QuantizedQuery) and q.k_mean is not k.k_mean:
         raise ValueError("q was quantised for other keys than k (another K mean); use quantize_query(q, k)")
-    return chosen or as_recipe(DEFAULT_RECIPE)
+    chosen = chosen or as_recipe(DEFAULT_RECIPE)
+    if chosen.smooth_q and isinstance(k, QuantizedKeyValue) and not isinstance(q, QuantizedQuery):
+        raise TypeError(
+            f"q is not quantised but k is, and recipe {chosen.name!r} smooths Q, which needs the unquantised k; "
+            "use quantize(q, k, v), or quantize_query(q, kv, k)"
+        )
+    return chosen
 
 
 def _key_value(k: Any, v: Any, layout: str) -> tuple[torch.Tensor | QuantizedKeyValue, torch.Tensor | None]:
@@ -160,18 +166,14 @@ def _operands(
     arch: Arch,
 ) -> tuple[QueryOperands, KeyValueOperands]:
     """The kernel's operands for Q and for K and V; what the recipe wants quantised and is not yet, quantised."""
-    if not recipe.quantises:
-        return QueryOperands(q), KeyValueOperands(k, v)
     keys = k if isinstance(k, torch.Tensor) else None
     if isinstance(k, torch.Tensor):
         assert v is not None
+        if not recipe.quantises:
+            assert isinstance(q, torch.Tensor)
+            return QueryOperands(q), KeyValueOperands(k, v)
         k = checked_key_value(k, v, recipe, arch, key_lengths)
     if isinstance(q, torch.Tensor):
-        if recipe.smooth_q and keys is None:
-            raise TypeError(
-                f"recipe {recipe.name!r} smooths Q, which needs the unquantised k; "
-                "use quantize(q, k, v), or quantize_query(q, kv, k), and pass both results"
-            )
         q = checked_query(q, k, keys if recipe.smooth_q else None, arch)
     return QueryOperands(q.data, q.scale, q.bias, q.delta), KeyValueOperands(k.image, k.v_scale, k.v_mean)
 

@@ -126,5 +126,6 @@ def checked_query(q: torch.Tensor, kv: QuantizedKeyValue, k: torch.Tensor | None
     data, scale, bias, q_mean = kernel_calls.query_rows(q, kv.k_mean, kv.recipe, arch.name)
     delta = None
     if q_mean is not None:
+        assert k is not None
         delta = kernel_calls.delta_scores(q_mean, k, kv.k_mean, kv.recipe, arch.name, kv.key_lengths)
     return QuantizedQuery(data, scale, bias, kv.k_mean, q.shape[3], q.dtype, kv.recipe, q_mean, delta)

@@ -51,12 +51,12 @@ class QuantizedQuery:
 
     def to_plain(self) -> torch.Tensor:
         """What was kept of Q: data · scale, its blocks' means added back, float32 [B, Hq, Sq, D]."""
-        from cute_attn.kernels.delta_scores import BLOCK_ROWS
+        from cute_attn.kernels.quantize_query import BLOCK_TOKENS
         from cute_attn.tile_images import unpack_rows
 
         plain = unpack_rows(self.data, self.head_dim, self.recipe.qk_format).float() * self.scale[..., None]
         if self.q_mean is not None:
-            plain += self.q_mean.float().repeat_interleave(BLOCK_ROWS, 2)[:, :, : plain.shape[2]]
+            plain += self.q_mean.float().repeat_interleave(BLOCK_TOKENS, 2)[:, :, : plain.shape[2]]
         return plain
 
 
@@ -125,7 +125,9 @@ class QuantizedKeyValue:
         """
         from cute_attn.tile_images import unpack_tile_images
 
-        k, k_scale, v = unpack_tile_images(self.image, self.seq_k, self.tile)
+        k, k_scale, v = unpack_tile_images(
+            self.image, self.head_dim, self.seq_k, self.recipe.pv_format, self.recipe.qk_format
+        )
         keys = k.float() * k_scale[..., None] + self.k_mean[:, :, None, :]
         values = v.float() * self.v_scale[:, :, None, :]
         return keys, values if self.v_mean is None else values + self.v_mean[:, :, None, :]

@@ -16,13 +16,12 @@ from cute_attn.kernels.quantize_key_value import KEY_GROUPS
 from cute_attn.kernels.quantize_query import BLOCK_TOKENS
 from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
 from cute_attn.kernels.rows import VECTOR, QuantizerConfig
-from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
+from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.recipe import Recipe
 
 __all__ = [
     "delta_scores",
     "key_mean",
-    "packed_rows",
     "quantize_keys",
     "quantize_query",
     "quantize_values",
@@ -192,12 +191,6 @@ def delta_scores(
     if key_lengths is not None:
         delta = torch.where(tokens < key_lengths[:, None, None, None], delta, 0.0)
     return torch.nn.functional.pad(delta, (0, -k.shape[2] % TILE_TOKENS))
-
-
-def packed_rows(x: torch.Tensor, keys: str) -> torch.Tensor:
-    """Integers int8 [..., D] as the kernel stores rows of Q: int8, or uint8 with two a byte, zeros after D."""
-    x = torch.nn.functional.pad(x, (0, TileImage(x.shape[-1], keys=keys).key_dims - x.shape[-1]))
-    return x if keys == "int8" else ((x[..., 0::2] & 15) | (x[..., 1::2] << 4)).view(torch.uint8)
 
 
 def _in_blocks(x: torch.Tensor) -> torch.Tensor:

@@ -36,6 +36,7 @@ class LoopReport:
     floors:       pipe to cycles per 32 scores, of the fast path; empty where the architecture's rates are not known
     mix:          instruction class to instructions per 32 scores, of the fast path
     spills:       loads and stores of local memory in the loop, the rescaling included
+    instructions: those of the fast path, by address
     """
 
     first: int
@@ -45,6 +46,7 @@ class LoopReport:
     floors: dict[str, float]
     mix: dict[str, float]
     spills: int
+    instructions: tuple[Instruction, ...]
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,7 @@ def _report_loop(function: Function, loop: Loop, arch: str, head_dim: int, value
         floors={pipe: round(busy[pipe] / unit, 3) for pipe in PIPES} if costs is not None else {},
         mix={kind: round(count / unit, 3) for kind, count in mix.most_common()},
         spills=sum(i.base in _SPILLS for i in everything),
+        instructions=tuple(sorted(instructions, key=lambda instruction: instruction.address)),
     )
 
 

@@ -64,8 +64,8 @@ def disassemble(cubin: bytes) -> dict[str, Function]:
     return parse(sass_text(cubin))
 
 
-def sass_text(cubin: bytes) -> str:
-    """What ``nvdisasm -c`` prints of a cubin.
+def sass_text(cubin: bytes, *, lines: bool = False) -> str:
+    """What ``nvdisasm -c`` prints of a cubin; with ``lines``, also the source lines that the compiler kept.
 
     Raises FileNotFoundError if nvdisasm is missing, RuntimeError if it cannot read the cubin.
     """
@@ -73,7 +73,8 @@ def sass_text(cubin: bytes) -> str:
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / "program.cubin"
         file.write_bytes(cubin)
-        result = subprocess.run([program, "-c", str(file)], capture_output=True, text=True, check=False)
+        command = [program, "-c", *(["-g"] if lines else []), str(file)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
         raise RuntimeError(f"{program} cannot read the cubin: {result.stderr.strip()}")
     return result.stdout

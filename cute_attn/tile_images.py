@@ -8,7 +8,7 @@ import torch
 
 from cute_attn.kernels.tile_image import SCORE_MAGIC, TILE_TOKENS, VALUE_BYTES, TileImage
 
-__all__ = ["pack_tile_images", "unpack_tile_images"]
+__all__ = ["pack_rows", "pack_tile_images", "unpack_rows", "unpack_tile_images"]
 
 
 @lru_cache(maxsize=16)
@@ -19,6 +19,19 @@ def _places(layout: TileImage) -> tuple[torch.Tensor, torch.Tensor]:
     element = range(VALUE_BYTES[layout.values])
     v = [[layout.v_offset + layout.v(d, t) + byte for d in range(layout.head_dim) for byte in element] for t in tokens]
     return torch.tensor(k), torch.tensor(v)
+
+
+def pack_rows(x: torch.Tensor, keys: str) -> torch.Tensor:
+    """Integers int8 [..., D], one a byte, as rows int8 [..., bytes] of Q or K: INT4 two a byte, zeros after D."""
+    x = torch.nn.functional.pad(x, (0, TileImage(x.shape[-1], keys=keys).key_dims - x.shape[-1]))
+    return x if keys == "int8" else (x[..., 0::2] & 15) | (x[..., 1::2] << 4)
+
+
+def unpack_rows(data: torch.Tensor, head_dim: int, keys: str) -> torch.Tensor:
+    """The inverse of `pack_rows`."""
+    if keys == "int4":
+        data = torch.stack([data << 4 >> 4, data >> 4], -1).flatten(-2)
+    return data[..., :head_dim].contiguous()
 
 
 def unpack_tile_images(
@@ -44,12 +57,10 @@ def unpack_tile_images(
         tokens = image[..., places.flatten()].reshape(batch, heads, tiles * TILE_TOKENS, -1)
         return tokens[:, :, :seq_k].contiguous().view(dtype)
 
-    k = plain(k_places, torch.int8)
-    if keys == "int4":
-        k = torch.stack([k << 4 >> 4, k >> 4], -1).flatten(-2)
+    k = unpack_rows(plain(k_places, torch.int8), head_dim, keys)
     scales = image[..., layout.scale_offset :].contiguous().view(torch.float32)[..., :TILE_TOKENS]
     k_scale = scales.flatten(2)[..., :seq_k].contiguous()
-    return k[..., :head_dim].contiguous(), k_scale, plain(v_places, getattr(torch, values))
+    return k, k_scale, plain(v_places, getattr(torch, values))
 
 
 def pack_tile_images(k: torch.Tensor, k_scale: torch.Tensor, v: torch.Tensor, keys: str = "int8") -> torch.Tensor:
@@ -67,10 +78,7 @@ def pack_tile_images(k: torch.Tensor, k_scale: torch.Tensor, v: torch.Tensor, ke
         padded[:, :, :seq_k] = x
         return padded.reshape(batch, heads, tiles, -1)
 
-    k = torch.nn.functional.pad(k, (0, layout.key_dims - head_dim))
-    if keys == "int4":
-        k = (k[..., 0::2] & 15) | (k[..., 1::2] << 4)
-    for x, places in zip((k, v), _places(layout), strict=True):
+    for x, places in zip((pack_rows(k, keys), v), _places(layout), strict=True):
         image[..., places.to(k.device).flatten()] = tiled(x.contiguous()).view(torch.uint8)
     scale = tiled(k_scale)
     both = torch.cat([scale, -SCORE_MAGIC * scale], -1).contiguous()

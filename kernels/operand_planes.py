@@ -11,6 +11,7 @@ __all__ = [
     "PLANE_BYTES_PER_ROW",
     "a_fragment_row",
     "b_fragment_offset",
+    "b_fragment_row",
     "lane_index",
     "operand_planes",
     "transposed_b_fragment_offset",
@@ -41,11 +42,14 @@ def a_fragment_row(lane: Int32) -> tuple[Int32, Int32]:
     return lane % 16, lane // 16 * 16
 
 
+def b_fragment_row(lane: Int32) -> tuple[Int32, Int32]:
+    """The same for two neighbouring 8 by 32-byte B fragments, the first in registers 0 and 1, the second in 2 and 3."""
+    return lane % 8 + lane // 16 * 8, lane // 8 % 2 * 16
+
+
 def b_fragment_offset() -> Int32:
-    """Byte, in planes of any number of rows, of the 16 bytes that this lane addresses for ldmatrix.x4 to get two
-    neighbouring 8 by 32-byte B fragments, the first in registers 0 and 1, the second in 2 and 3."""
-    lane = lane_index()
-    row, byte = lane % 8 + lane // 16 * 8, lane // 8 % 2 * 16
+    """Byte, in planes of any number of rows, of what this lane addresses for two B fragments."""
+    row, byte = b_fragment_row(lane_index())
     return cute.assume(operand_planes(16, PLANE_BYTES_PER_ROW).cute()((row, byte)), divby=16)
 
 

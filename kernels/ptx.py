@@ -10,7 +10,7 @@ from typing import Any
 import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass._mlir.dialects import llvm
-from cutlass.cutlass_dsl import T
+from cutlass.cutlass_dsl import T, dsl_user_op
 
 __all__ = [
     "any_greater",
@@ -25,11 +25,15 @@ __all__ = [
 ]
 
 
-def _asm(result: Any, text: str, operands: list[Any], constraints: str, *, side_effects: bool = False) -> Any:
-    values = [operand.ir_value() for operand in operands]
+@dsl_user_op  # gives ``loc``, the source line, which line information and the emulator's findings then name
+def _asm(
+    result: Any, text: str, operands: list[Any], constraints: str, *, side_effects: bool = False, loc: Any = None,
+    ip: Any = None,
+) -> Any:  # fmt: skip
+    values = [operand.ir_value(loc=loc, ip=ip) for operand in operands]
     return llvm.inline_asm(
         result, values, text, constraints, has_side_effects=side_effects, is_align_stack=False,
-        asm_dialect=llvm.AsmDialect.AD_ATT,
+        asm_dialect=llvm.AsmDialect.AD_ATT, loc=loc, ip=ip,
     )  # fmt: skip
 
 

@@ -78,6 +78,7 @@ class KeyValueTiles:
         self.varlen = config.varlen
         self.groups = KEY_GROUPS[config.k_scale]
         self.tile = TileImage(config.quantizer.head_dim, config.values, config.keys)
+        self.padded = (self.tile.key_dims, self.tile.value_channels) != (self.config.head_dim,) * 2
         self.tokens_per_word = 4 // VALUE_BYTES[config.values]
         self.threads = max(THREADS, self.config.lanes_per_row * TILE_TOKENS // _KEYS_PER_THREAD)
         self.rows_per_pass = self.threads // self.config.lanes_per_row
@@ -116,24 +117,31 @@ class KeyValueTiles:
         staged = smem.allocate_tensor(Uint8, cute.make_layout(self.tile.nbytes), 256)
         # Of every token: the amax of K, and the inverse of its scale.
         peaks, inverses = (smem.allocate_tensor(Float32, cute.make_layout(TILE_TOKENS), 16) for _ in range(2))
-        if const_expr(self.tile.key_dims != self.config.head_dim or self.tile.value_channels != self.config.head_dim):
-            self.clear(staged, thread)
         place = (batch, head, tile)
-        self.stage_keys(k, k_mean, staged, (peaks, inverses), place, tokens, thread)
-        self.stage_values(v, v_scale, v_mean, staged, place, tokens, thread)
+        if const_expr(self.padded or self.varlen):
+            self.clear(staged, thread)
+        if const_expr(self.varlen):
+            if tokens > 0:
+                self.stage_keys(k, k_mean, staged, (peaks, inverses), place, tokens, thread)
+                self.stage_values(v, v_scale, v_mean, staged, place, tokens, thread)
+        else:
+            self.stage_keys(k, k_mean, staged, (peaks, inverses), place, tokens, thread)
+            self.stage_values(v, v_scale, v_mean, staged, place, tokens, thread)
         cute.arch.sync_threads()
         self.write_image(staged, image, place, thread)
 
     @cute.jit
     def clear(self, staged: cute.Tensor, thread: Int32):
-        """Zeros under K and V, of which the padding stays."""
-        chunks = cute.make_tensor(staged.iterator, cute.make_layout((16, self.tile.scale_offset // 16)))
+        """Zeros, of which the padding stays, and everything of a tile without tokens.
+
+        The barriers of `stage_keys` lie between these and what is put in their place.
+        """
+        chunks = cute.make_tensor(staged.iterator, cute.make_layout((16, self.tile.nbytes // 16)))
         zeros = cute.make_rmem_tensor((16,), Uint8)
         zeros.fill(0)
-        for i in range_constexpr(0, self.tile.scale_offset // 16, self.threads):
-            if i + thread < self.tile.scale_offset // 16:
+        for i in range_constexpr(0, self.tile.nbytes // 16, self.threads):
+            if i + thread < self.tile.nbytes // 16:
                 cute.autovec_copy(zeros, chunks[None, i + thread])
-        cute.arch.sync_threads()
 
     @cute.jit
     def stage_keys(self, k: cute.Tensor, k_mean: cute.Tensor, staged, shared, place, tokens: Int32, thread: Int32):

@@ -20,7 +20,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int8, Int32, Uint8, const_expr, range_constexpr
+from cutlass import Float32, Int8, Int32, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.cutlass_dsl import select_
 
@@ -68,8 +68,8 @@ class QueryRows:
     """Quantises Q, one CTA per (block of 128 tokens, query head, batch element).
 
     Called with q [B, Hq, Sq, D] (any strides, head dim contiguous), k_mean float32 [B, Hkv, D] (None without smooth_k),
-    and the results: q_data [B, Hq, Sq, Dq], int8, or uint8 with two integers a byte, the even dim in the low half;
-    Dq = ``TileImage(D, keys=keys).key_bytes``, zeros from D on; q_scale and q_bias float32 [B, Hq, Sq]; and q_mean
+    and the results: q_data int8 [B, Hq, Sq, Dq], in INT4 with two integers a byte, the even dim in the low half; Dq =
+    ``TileImage(D, keys=keys).key_bytes``, zeros from D on; q_scale and q_bias float32 [B, Hq, Sq]; and q_mean
     [B, Hq, ceil(Sq/128), D] in Q's dtype (None without smooth_q). Query head h belongs to KV head h // (Hq/Hkv).
 
     Reads every byte of Q once. All arithmetic is float32, one rounding a step, in this order:
@@ -103,7 +103,7 @@ class QueryRows:
         element = self.config.quantizer.element_type
         q = fake_tensor(element, 4)
         k_mean = fake_tensor(Float32, 3, 16) if self.config.smooth_k else None
-        data = fake_tensor(Int8 if self.config.keys == "int8" else Uint8, 4, 16)
+        data = fake_tensor(Int8, 4, 16)
         scales = [fake_tensor(Float32, 3) for _ in range(2)]
         q_mean = fake_tensor(element, 4) if self.config.smooth_q else None
         return (q, k_mean, data, *scales, q_mean, make_fake_stream(use_tvm_ffi_env_stream=True))

@@ -144,7 +144,8 @@ class KeyValueStatistics:
         gathered = [cute.make_rmem_tensor((VECTOR,), Float32) for _ in self.statistics]
         for i in range_constexpr(len(self.statistics)):
             gathered[i].fill(self.statistics[i].start)
-        for i in cutlass.range(CHUNK_TOKENS // rows, unroll=4):
+        passes = (cutlass.min(tokens - chunk * CHUNK_TOKENS, CHUNK_TOKENS) + (rows - 1)) // rows
+        for i in cutlass.range(passes, unroll=4):
             token = chunk * CHUNK_TOKENS + i * rows + row
             self.add_token(k, v, (batch, head, token, channel), tokens, gathered)
 

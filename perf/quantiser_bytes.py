@@ -71,7 +71,7 @@ def key_value(recipe: str, head_dim: int, tokens: int) -> Moved:
 def query(keys: str, scale: str, smooth_q: bool, head_dim: int, tokens: int) -> Moved:
     q, k_mean = random(1, HEADS, tokens, head_dim), torch.zeros(1, HEADS, head_dim)
     bytes_per_row = TileImage(head_dim, keys=keys).key_bytes
-    data = torch.empty(1, HEADS, tokens, bytes_per_row, dtype=torch.int8 if keys == "int8" else torch.uint8)
+    data = torch.empty(1, HEADS, tokens, bytes_per_row, dtype=torch.int8)
     rows = [torch.empty(1, HEADS, tokens) for _ in range(2)]
     mean = torch.empty(1, HEADS, -(-tokens // BLOCK_TOKENS), head_dim, dtype=q.dtype) if smooth_q else None
     config = QueryConfig(QuantizerConfig(head_dim, "float16"), keys, scale, smooth_q=smooth_q)

@@ -233,7 +233,7 @@ def test_one_image_serves_every_accumulator(device):
     q, k, v = (x.to(device) for x in random_qkv((1, 2, 70, 64), (1, 2, 200, 64)))
     recipe = cute_attn.recipes()["int8_fp16"]
     quantised = cute_attn.quantize(q, k, v, recipe=recipe)
-    assert quantised.kv.values == "float16"
+    assert quantised.kv.tile.values == "float16"
     for other in (recipe, recipe.replace(accumulate="float16")):
         expected = cute_attn.attention(q, k, v, recipe=other)
         assert torch.equal(cute_attn.attention(*quantised, recipe=other), expected)

@@ -11,10 +11,13 @@ import torch
 from cute_attn import emulator, jit, quantizer_simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
+from cute_attn.emulator.errors import DataRace
 from cute_attn.kernels.delta_scores import DeltaConfig, DeltaScores
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.tensors import DTYPE_NAMES, alignment
+
+from .mutants import findings
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
@@ -129,6 +132,15 @@ def test_order_of_warps_and_ctas_does_not_matter(device, seed):
     usual = check(q_mean, k, device)
     with emulator.settings(seed=seed):
         assert torch.equal(check(q_mean, k, device), usual)
+
+
+def test_every_barrier_is_needed(monkeypatch):
+    """Two rounds of 16 rows, so that the second could overwrite what the first reads."""
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    q_mean, k = draw(1, 1, 17, 64), draw(1, 1, 70, 64, seed=1)
+    found = findings("DeltaScores", r"bar\.sync", lambda: run(q_mean, k, torch.zeros(1, 1, 64), torch.device("cpu")))
+    assert len(found) == 3
+    assert all(isinstance(error, DataRace) for error in found.values())
 
 
 def test_refused_configuration():

@@ -313,6 +313,22 @@ def test_full_lengths_change_nothing(normal):
         assert torch.equal(getattr(plain, name), getattr(given, name))
 
 
+@pytest.mark.parametrize(("length", "read"), [(None, 256), (256, 256), (128, 128), (64, 64), (0, 0)])
+def test_bytes_moved(monkeypatch, length, read):
+    """The statistics read K and V once, the tiles once more; what lies past the end costs its zeros alone."""
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    k, v = (torch.randn(1, 1, 256, 128, generator=torch.Generator().manual_seed(s)).half() for s in range(2))
+    emulator.clear_launches()
+    quantise(k, v, Format(), None if length is None else torch.tensor([length], dtype=torch.int32))
+    statistics, _, tiles = (
+        [r.instructions.get(f"{o}.global.v4.b32", 0) for o in ("ld", "st")] for r in emulator.launches()
+    )
+    warp, inputs, image = 32 * 16, 2 * 2 * 128 * read, 4 * TileImage(128).nbytes
+    assert [warp * n for n in statistics] == [inputs, 0]
+    # Mean and scales: 2 x 16 bytes of each a thread, in the tiles that hold tokens.
+    assert [warp * n for n in tiles] == [inputs + read // TILE_TOKENS * 128 * 2 * 2 * 16, image]
+
+
 @pytest.mark.parametrize("seed", range(2))
 @pytest.mark.parametrize("head_dim", [72, 160])
 def test_order_of_warps_and_ctas_does_not_matter(normal, head_dim, seed):

@@ -13,10 +13,14 @@ import torch
 from cute_attn import emulator, jit, quantizer_simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
+from cute_attn.emulator.errors import DataRace
 from cute_attn.kernels.quantize_query import BLOCK_TOKENS, SCALE_GROUPS, QueryConfig, QueryRows, block_token
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import KEY_BITS, TileImage
 from cute_attn.tensors import DTYPE_NAMES, alignment
+from cute_attn.tile_images import pack_rows
+
+from .mutants import findings
 
 HEAD_DIMS = [16, 40, 64, 72, 96, 128, 160, 256]
 
@@ -34,7 +38,6 @@ class Results:
         """Integers times scale, plus the block's mean: what was kept of q."""
         data = self.data
         if keys == "int4":
-            data = data.view(torch.int8)
             data = torch.stack([data << 4 >> 4, data >> 4], -1).flatten(-2)
         x = data[..., :head_dim].float() * self.scale[..., None]
         if self.mean is not None:
@@ -55,8 +58,7 @@ def run(q: torch.Tensor, k_mean: torch.Tensor | None, device: torch.device, **op
         QuantizerConfig(q.shape[3], DTYPE_NAMES[q.dtype], alignment(q)), smooth_k=k_mean is not None, **options
     )
     bytes_per_row = TileImage(q.shape[3], keys=config.keys).key_bytes
-    dtype = torch.int8 if config.keys == "int8" else torch.uint8
-    data = torch.full((*q.shape[:3], bytes_per_row), 99, dtype=dtype, device=device)
+    data = torch.full((*q.shape[:3], bytes_per_row), 99, dtype=torch.int8, device=device)
     scale, bias = torch.full((2, *q.shape[:3]), -7.0, device=device)
     blocks = -(-q.shape[2] // BLOCK_TOKENS)
     mean = None
@@ -82,7 +84,7 @@ def check(q, k_mean, device, *, keys="int8", scale="token", smooth_q=False) -> R
         assert same(results.mean, mean)
     assert same(results.scale, q_scale)
     assert same(results.bias, bias)
-    assert same(results.data, quantizer_simulator.packed_rows(data, keys))
+    assert same(results.data, pack_rows(data, keys))
     return results
 
 
@@ -214,6 +216,18 @@ def test_order_of_warps_and_ctas_does_not_matter(device, seed):
     with emulator.settings(seed=seed):
         for scale in ("warp", "block"):
             check(draw(1, 2, 130, 128), mean_of_keys(2, 128), device, keys="int4", scale=scale, smooth_q=True)
+
+
+@pytest.mark.parametrize(("scale", "smooth_q", "barriers"), [("token", False, 2), ("block", True, 4)])
+def test_every_barrier_is_needed(monkeypatch, scale, smooth_q, barriers):
+    """With q's mean and a shared amax, the barrier that shows k_mean to all is the only one that others replace."""
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    q, k_mean = draw(1, 1, 128, 64), mean_of_keys(1, 64)
+    found = findings(
+        "QueryRows", r"bar\.sync", lambda: run(q, k_mean, torch.device("cpu"), scale=scale, smooth_q=smooth_q)
+    )
+    assert sum(isinstance(error, DataRace) for error in found.values()) == barriers
+    assert len(found) == barriers + smooth_q
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,9 @@ def test_no_heads():
 
 
 def test_unknown_recipe():
-    with pytest.raises(ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16', 'fp16', 'bf16'"):
+    with pytest.raises(
+        ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16', 'int4_int8', 'int4_"
+    ):
         call(recipe="int7")
     with pytest.raises(TypeError, match="recipe must be a preset's name or a Recipe, got int"):
         call(recipe=8)
@@ -256,12 +258,49 @@ def test_image_of_other_tokens(seq_k):
 
 def test_image_of_another_layout():
     kv = cute_attn.quantize_key_value(tensor(*K), tensor(*K))
-    with pytest.raises(
-        ValueError, match="image holds V in float16, and recipe 'int8' reads it in int8; use quantize_k"
-    ):
-        dataclasses.replace(kv, values="float16")
-    with pytest.raises(ValueError, match="tiles of 8704 bytes; 64 channels with V in float16 take 12800; use quantize"):
-        dataclasses.replace(kv, values="float16", recipe=recipes()["int8_fp16"])
+    with pytest.raises(ValueError, match="8704 bytes; 64 channels in recipe 'int8_fp16' take 12800; use quantize_key"):
+        dataclasses.replace(kv, recipe=recipes()["int8_fp16"])
+
+
+@pytest.mark.parametrize(
+    ("lengths", "error", "message"),
+    [
+        ([3], TypeError, "key_lengths must be a torch tensor or an array with __dlpack__ .* got list"),
+        (torch.tensor([3]), TypeError, r"key_lengths has dtype torch.int64; use torch.int32 \(key_lengths.int\(\)\)"),
+        (
+            torch.tensor([3, 3], dtype=torch.int32),
+            ValueError,
+            r"key_lengths has shape \(2,\); use one length per batch element: \(1,\)",
+        ),
+        (
+            torch.empty(1, dtype=torch.int32, device="meta"),
+            ValueError,
+            "q is on cpu and key_lengths on meta; move them to one device",
+        ),
+    ],
+)
+def test_key_lengths(lengths, error, message):
+    with pytest.raises(error, match=message):
+        call(key_lengths=lengths)
+
+
+def test_key_lengths_of_quantised_keys():
+    kv = cute_attn.quantize_key_value(tensor(*K), tensor(*K))
+    with pytest.raises(TypeError, match="key_lengths was given, but k is a QuantizedKeyValue, which holds its own"):
+        cute_attn.attention(tensor(*Q), kv, key_lengths=torch.ones(1, dtype=torch.int32))
+
+
+def test_smoothing_q_needs_the_unquantised_keys():
+    q, k = tensor(*Q), tensor(*K)
+    kv = cute_attn.quantize_key_value(k, k, recipe="int4_fp16")
+    with pytest.raises(TypeError, match=r"smooths Q, which needs the unquantised k; use quantize\(q, k, v\), or"):
+        cute_attn.attention(q, kv)
+    with pytest.raises(TypeError, match="k is missing: recipe 'int4_fp16' smooths Q; pass the k that kv was quantised"):
+        cute_attn.quantize_query(q, kv)
+    with pytest.raises(ValueError, match=r"k is torch.float16 of shape \(1, 2, 15, 64\) .*; pass the k that kv"):
+        cute_attn.quantize_query(q, kv, k[:, :, 1:])
+    with pytest.raises(TypeError, match="k was given, but recipe 'int8' does not smooth Q; leave it out"):
+        cute_attn.quantize_query(q, cute_attn.quantize_key_value(k, k), k)
 
 
 def test_dtype_of_a_recipe_that_quantises_nothing():

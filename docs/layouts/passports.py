@@ -1,0 +1,140 @@
+"""Passports: where every tensor lies, how, whose it is and how long it lives."""
+
+from __future__ import annotations
+
+import inspect
+from math import gcd
+from typing import Any
+
+from cute_attn.kernels.attention_sm80 import AttentionSm80
+from cute_attn.kernels.tile_image import StaticLayout, TileImage
+
+from .operands import register_tensors
+from .tables import merged, table
+from .tiles import NAMES, config_of
+
+__all__ = ["global_passports", "register_passports", "shared_alignments", "shared_passports"]
+
+_BASE_ALIGN = 1024
+"""What the kernel asks of its dynamic shared memory; more than any of its tensors needs."""
+
+_HOLDS = {
+    "S": ("(e, hi), m tile, n8 tile", "accumulators of Q·Kᵀ, then the scores y", "one tile"),
+    "P": ("A fragment, m tile, k block", "probabilities, S's elements in S's order", "one tile"),
+    "O": ("(e, hi), m tile, n8 tile", "accumulators of P·V", "whole kernel"),
+    "sums": ("(e, hi), m tile", "row sums, accumulators of P·1", "whole kernel"),
+    "bias": ("row", "−m and the top of P, in base 2", "whole kernel"),
+    "limit": ("row", "score from which the row is rescaled", "whole kernel"),
+    "row_scale": ("row", "Q's scale · softmax_scale · log2 e", "whole kernel"),
+    "ones": ("m tile", "the matrix of ones, packed", "whole kernel"),
+    "start": ("accumulator", "0x4B400000, opaque to the compiler", "whole kernel"),
+}
+
+
+def layout_text(layout: StaticLayout) -> str:
+    """shape:stride, without the swizzle."""
+    return f"`{layout.shape}:{layout.stride}`".replace(" ", "").replace(",)", ")")
+
+
+def swizzle_text(layout: StaticLayout) -> str:
+    return f"`<{','.join(map(str, layout.swizzle))}>`" if layout.swizzle else "–"
+
+
+def _shared(name: str) -> list[tuple[str, str, StaticLayout, str, int, str]]:
+    """(tensor, logical modes, layout, element, first byte, lifetime) of one recipe's shared memory."""
+    kernel = AttentionSm80(config_of(name))
+    image, tile = kernel.image, kernel.q_bytes
+    element = kernel.recipe.element.__name__.lower()
+    queries = ("sQ", "(row, byte)", kernel.q_planes, element, 0, "whole kernel")
+    if not isinstance(image, TileImage):
+        rows = [("sK", tile + image.k_offset), ("sV", tile + image.v_offset)]
+        return [queries, *((t, "(token, byte)", image.planes, element, at, "one stage") for t, at in rows)]
+    quantised = [
+        ("sK", "(token, dim)" if image.keys == "int8" else "(token, byte)", image.k, image.keys, image.k_offset),
+        ("sV", "(channel, token)", image.v, image.values, image.v_offset),
+        ("sScale", "(c or −M·c, token)", image.scales, "float32", image.scale_offset),
+    ]
+    return [queries, *((*facts, tile + at, "one stage") for *facts, at in quantised)]
+
+
+def shared_alignments(name: str) -> dict[str, int]:
+    """Bytes by which each tensor is aligned in every stage."""
+    nbytes = AttentionSm80(config_of(name)).image.nbytes
+    return {
+        tensor: gcd(_BASE_ALIGN, first) if tensor == "sQ" else gcd(_BASE_ALIGN, first, nbytes)
+        for tensor, _, _, _, first, _ in _shared(name)
+    }
+
+
+def shared_passports() -> str:
+    rows = []
+    for name in NAMES:
+        aligned = shared_alignments(name)
+        for tensor, modes, layout, element, _, lifetime in _shared(name):
+            extents = "×".join(map(str, layout.extents()))
+            unit = "float32" if element == "float32" else "bytes"
+            rows.append(
+                (f"`{name}`", tensor, f"{modes} = {extents}", element, layout_text(layout), unit, swizzle_text(layout),
+                 f"{aligned[tensor]} B", "CTA", lifetime)
+            )  # fmt: skip
+    head = (
+        "recipe",
+        "tensor",
+        "logical shape",
+        "element",
+        "shape:stride",
+        "in",
+        "swizzle",
+        "aligned",
+        "owner",
+        "lives",
+    )
+    return table(head, merged(rows))
+
+
+def register_passports() -> str:
+    rows = []
+    for name in NAMES:
+        for tensor in register_tensors(config_of(name)).values():
+            modes, holds, lifetime = _HOLDS[tensor.name]
+            rows.append(
+                (
+                    f"`{name}`",
+                    tensor.name,
+                    modes,
+                    tensor.element,
+                    f"`{tensor.layout}`",
+                    tensor.registers,
+                    holds,
+                    "warp",
+                    lifetime,
+                )
+            )
+    head = ("recipe", "tensor", "modes", "element", "shape:stride", "registers", "holds", "owner", "lives")
+    return table(head, merged(rows))
+
+
+def global_passports() -> str:
+    """Of the kernel's arguments, from what the compiler is told of them."""
+    rows = []
+    for name in NAMES:
+        kernel = AttentionSm80(config_of(name))
+        names = list(inspect.signature(AttentionSm80.__call__).parameters)[1:]
+        for argument, fake in zip(names, kernel.fake_arguments(), strict=True):
+            if hasattr(fake, "element_type"):
+                element, align = fake.element_type.__name__.lower(), fake._assumed_align
+                shape = _shape(fake, tiles=argument == "keys" and kernel.recipe.quantised)
+                rows.append((f"`{name}`", argument, element, shape, _strides(fake), f"{align} B"))
+    return table(("recipe", "tensor", "element", "shape", "strides", "aligned"), merged(rows))
+
+
+def _shape(fake: Any, *, tiles: bool) -> str:
+    letters = iter("BHT" if tiles else "BHS")
+    return "[" + ", ".join(str(e) if isinstance(e, int) else next(letters) for e in fake.shape) + "]"
+
+
+def _strides(fake: Any) -> str:
+    """Compact tensors are given by their shape; of others every row is."""
+    last = fake.shape[-1]
+    compact = not isinstance(last, int) or fake.stride[-2] == last
+    return "compact" if compact else "any, rows contiguous"

@@ -1,0 +1,82 @@
+"""The kernels that the page is about, and the ranges of bytes in their KV tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from cute_attn.arch import ARCHS
+from cute_attn.dispatch import attention_config, default_config, refusal
+from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
+from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
+from cute_attn.problem import Problem
+from cute_attn.recipe import recipes
+
+from .fragments import F16, S4, S8, U8, Mma
+
+__all__ = ["ARCH_NAMES", "HEAD_DIM", "HEAD_DIMS", "NAMES", "Part", "config_of", "mmas_of", "parts"]
+
+NAMES = ("int8", "int8_fp16", "bf16")
+"""Recipes that the page tells apart; `fp16` lies as `bf16` does."""
+
+HEAD_DIM = 128
+"""What figures and passports are drawn for."""
+
+ARCH_NAMES = ("sm_80", "sm_89")
+"""sm_86 has the limits of sm_89."""
+
+_LONG = 4096
+
+
+def config_of(name: str, head_dim: int = HEAD_DIM, arch: str = "sm_80") -> AttentionConfig:
+    """The kernel that `attention` launches for a long sequence without a mask."""
+    recipe, problem = recipes()[name], _problem(name, head_dim)
+    tile = default_config(recipe, problem, ARCHS[arch])
+    return attention_config(recipe, head_dim, problem.dtype, False, tile, has_lse=False, out_align=16)
+
+
+def _problem(name: str, head_dim: int) -> Problem:
+    return Problem(1, 1, 1, _LONG, _LONG, head_dim, recipes()[name].dtypes[0], False)
+
+
+def _has(head_dim: int) -> bool:
+    """Whether every recipe has a kernel for it everywhere."""
+    cases = ((name, ARCHS[arch]) for name in NAMES for arch in ARCH_NAMES)
+    return all(refusal(recipes()[name], arch, _problem(name, head_dim)) is None for name, arch in cases)
+
+
+def mmas_of(config: AttentionConfig) -> tuple[Mma, Mma]:
+    """MMAs of Q·Kᵀ and of P·V."""
+    image = AttentionSm80(config).image
+    if not isinstance(image, TileImage):
+        return F16, F16
+    return S4 if image.keys == "int4" else S8, U8 if image.values == "int8" else F16
+
+
+HEAD_DIMS = tuple(head_dim for head_dim in (64, 128, 256) if _has(head_dim))
+
+
+@dataclass(frozen=True)
+class Part:
+    """Bytes [begin, end) of a KV tile."""
+
+    name: str
+    begin: int
+    end: int
+    what: str
+
+
+def parts(image: Any) -> tuple[Part, ...]:
+    """The tile from its first to its last byte."""
+    if not isinstance(image, TileImage):
+        return (
+            Part("K", image.k_offset, image.v_offset, "rows of K as they come"),
+            Part("V", image.v_offset, image.nbytes, "rows of V as they come"),
+        )
+    scale, half = image.scale_offset, 4 * TILE_TOKENS
+    return (
+        Part("K", image.k_offset, image.v_offset, "K"),
+        Part("Vᵀ", image.v_offset, scale, f"V transposed, {image.values}"),
+        Part("c", scale, scale + half, "K's scales"),
+        Part("−M·c", scale + half, image.nbytes, "scales times −SCORE_MAGIC"),
+    )
