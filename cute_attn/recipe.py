@@ -51,7 +51,7 @@ class Recipe:
     smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
                 (SageAttention, arXiv 2410.02367, section 4.2)
     smooth_q:   the mean of every 128 rows of Q is subtracted before quantisation, and what it took off the scores is
-                added to them in float32 (SageAttention2, section 3.1): two instructions more per score than without
+                added to them in float32 (SageAttention2, section 3.1): one instruction more per score than without
     pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127), "float16", or "bfloat16"
     v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head). In
                 float16 it is a power of two, which costs no accuracy and keeps bfloat16's range. None: V as it is

@@ -63,7 +63,7 @@ def key_value(recipe: str, head_dim: int, tokens: int) -> Moved:
     results: list[torch.Tensor] = []
 
     def run() -> None:
-        results.extend(kernel_calls.key_value_tiles(k, v, recipes()[recipe], ARCH))
+        results.extend(x for x in kernel_calls.key_value_tiles(k, v, recipes()[recipe], ARCH) if x is not None)
 
     return moved(run, [k, v], results)
 
