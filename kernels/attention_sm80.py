@@ -124,14 +124,14 @@ class AttentionSm80:
         self.stage_bytes = self.image.nbytes + self.delta_blocks * DELTA_BYTES
         self.shared_bytes = self.q_bytes + config.stages * self.stage_bytes
 
-    @property
-    def ptxas_level(self) -> int | None:
-        """Optimisation level of the assembler, None for its default, which is 3.
+    ptxas_level = 1
+    """Optimisation level of the assembler (its default is 3).
 
-        With INT4 or delta ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3 for head dim 128, and with V in
-        float16 gives up and allocates 32; at level 2 none. Without, level 2 spills and level 3 does not.
-        """
-        return 2 if self.config.smooth_q or self.config.recipe.startswith("int4") else None
+    At levels 2 and 3 ptxas 12.9 moves loads so far up, for registers that are not there, that one to eighty of them are
+    spilled in many main loops of head dim 96 and more, by no rule that could be seen. At level 1 there are none, 32-row
+    warps at head dim 128 fit sm_120a too, loads still run ahead of their MMAs, and an iteration issues as many
+    instructions within 2 %.
+    """
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:
