@@ -1,4 +1,8 @@
-"""The quantiser kernels in plain torch, bit for bit: the same float32 steps in the same order."""
+"""The quantiser kernels in plain torch, bit for bit: the same float32 steps in the same order.
+
+key_lengths, wherever it is taken: int32 [B], how many of the Sk tokens of K and V a batch element has; None: all. The
+others count for nothing and become zeros with scale 0.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +12,10 @@ import torch
 
 from cute_attn.float32 import fma
 from cute_attn.kernels.int8_rounding import LEVELS
+from cute_attn.kernels.quantize_key_value import KEY_GROUPS
 from cute_attn.kernels.quantize_query import BLOCK_TOKENS
 from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
-from cute_attn.kernels.rows import THREADS, VECTOR
+from cute_attn.kernels.rows import VECTOR, QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.recipe import Recipe
 
@@ -22,19 +27,44 @@ __all__ = [
     "quantize_query",
     "quantize_values",
     "query_mean",
+    "value_mean",
     "value_scale",
 ]
 
 
-def key_mean(k: torch.Tensor) -> torch.Tensor:
+def key_mean(k: torch.Tensor, key_lengths: torch.Tensor | None = None) -> torch.Tensor:
     """Mean over tokens of k [B, Hkv, Sk, D], Sk ≥ 1: float32 [B, Hkv, D], in the kernels' order of summation."""
-    batch, heads, seq_k, head_dim = k.shape
-    rows = THREADS * VECTOR // head_dim
+    return _token_mean(k, key_lengths)
+
+
+def value_mean(v: torch.Tensor, key_lengths: torch.Tensor | None = None) -> torch.Tensor:
+    """The same of v."""
+    return _token_mean(v, key_lengths)
+
+
+def _token_mean(x: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
+    batch, heads, seq_k, head_dim = x.shape
+    rows = QuantizerConfig(head_dim, "float16").rows_per_pass
     chunks = -(-seq_k // CHUNK_TOKENS)
-    padded = torch.zeros(batch, heads, chunks * CHUNK_TOKENS, head_dim, dtype=torch.float32, device=k.device)
-    padded[:, :, :seq_k] = k.float()
+    padded = torch.zeros(batch, heads, chunks * CHUNK_TOKENS, head_dim, dtype=torch.float32, device=x.device)
+    padded[:, :, :seq_k] = _kept(x.float(), key_lengths)
     by_row = _sum_in_order(padded.reshape(batch, heads, chunks, CHUNK_TOKENS // rows, rows, head_dim), 3)
-    return _sum_in_order(_sum_in_order(by_row, 3), 2) / float(seq_k)
+    counts = _lengths(x, key_lengths).clamp(min=1).float()
+    return _sum_in_order(_sum_in_order(by_row, 3), 2) / counts[:, None, None]
+
+
+def _lengths(x: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
+    """Tokens of every batch element of x [B, Hkv, Sk, D]: int32 [B]."""
+    if key_lengths is None:
+        return torch.full((x.shape[0],), x.shape[2], dtype=torch.int32, device=x.device)
+    return key_lengths.clamp(0, x.shape[2])
+
+
+def _kept(x: torch.Tensor, key_lengths: torch.Tensor | None) -> torch.Tensor:
+    """x [B, Hkv, Sk, …] with zeros in place of the tokens past the end, whatever they hold."""
+    tokens = torch.arange(x.shape[2], device=x.device)
+    inside = tokens < _lengths(x, key_lengths)[:, None, None]
+    return torch.where(inside.reshape(*inside.shape, *[1] * (x.ndim - 3)), x, torch.zeros_like(x))
 
 
 def _sum_in_order(x: torch.Tensor, dim: int) -> torch.Tensor:
@@ -44,28 +74,70 @@ def _sum_in_order(x: torch.Tensor, dim: int) -> torch.Tensor:
     return total
 
 
-def value_scale(v: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """Scales of v [B, Hkv, Sk, D]: float32 [B, Hkv, D], per channel, or equal ones per tensor (batch and KV head)."""
-    amax = v.float().abs().amax(2)
+def value_scale(
+    v: torch.Tensor,
+    recipe: Recipe,
+    v_mean: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scales of v [B, Hkv, Sk, D]: float32 [B, Hkv, D], per channel, or equal ones per tensor (batch and KV head).
+
+    v_mean: `value_mean` of v if that is subtracted
+    """
+    amax = _kept(_smoothed(v, v_mean), key_lengths).abs().amax(2)
     if recipe.v_scale == "tensor":
         amax = amax.amax(-1, keepdim=True).expand_as(amax).contiguous()
     return _power_of_two_scale(amax) if recipe.pv_format == "float16" else _symmetric_scale(amax)
 
 
-def quantize_keys(k: torch.Tensor, k_mean: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """k int8 [B, Hkv, Sk, D] and its scales float32 [B, Hkv, Sk], per token, after k_mean [B, Hkv, D] is subtracted."""
-    x = k.float() if k_mean is None else k.float() - k_mean[:, :, None]
-    scale = _symmetric_scale(x.abs().amax(-1))
+def _smoothed(x: torch.Tensor, mean: torch.Tensor | None) -> torch.Tensor:
+    return x.float() if mean is None else x.float() - mean[:, :, None]
+
+
+def quantize_keys(
+    k: torch.Tensor,
+    k_mean: torch.Tensor | None,
+    keys: str = "int8",
+    k_scale: str = "token",
+    key_lengths: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """k int8 [B, Hkv, Sk, D] and its scales float32 [B, Hkv, Sk], after k_mean [B, Hkv, D] is subtracted.
+
+    keys: "int8" or "int4" (−7…7); k_scale: the tokens that share a scale, one of `KEY_GROUPS`
+    """
+    x = _kept(_smoothed(k, k_mean), key_lengths)
+    scale = _symmetric_scale(_amax_of_groups(x.abs().amax(-1), k_scale), LEVELS[keys])
     bits = (scale.view(torch.int32).long() + 3) & ~3
     rounded = bits.to(torch.int32).view(torch.float32)
-    scale = torch.where(scale < math.inf, rounded, scale)
-    return _to_int8(x, scale[..., None]), scale
+    scale = _kept(torch.where(scale < math.inf, rounded, scale), key_lengths)
+    return _to_int8(x, scale[..., None], LEVELS[keys]), scale
 
 
-def quantize_values(v: torch.Tensor, v_scale: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    """v [B, Hkv, Sk, D] divided by v_scale float32 [B, Hkv, D], in the recipe's format of V: int8 or float16."""
-    scale = v_scale[:, :, None]
-    return (v.float() * _inverse(scale)).half() if recipe.pv_format == "float16" else _to_int8(v.float(), scale)
+def _amax_of_groups(amax: torch.Tensor, k_scale: str) -> torch.Tensor:
+    """amax [B, Hkv, Sk] of tokens -> the largest finite one of each token's group, or its own if that is not finite."""
+    layout = KEY_GROUPS[k_scale]
+    members, groups = layout.extents()
+    tokens = torch.tensor([[layout(m, g) for m in range(members)] for g in range(groups)], device=amax.device)
+    finite = torch.where(amax < math.inf, amax, 0.0)
+    tiles = torch.nn.functional.pad(finite, (0, -amax.shape[2] % TILE_TOKENS)).unflatten(2, (-1, TILE_TOKENS))
+    shared = torch.empty_like(tiles)
+    shared[..., tokens] = tiles[..., tokens].amax(-1, keepdim=True).expand(*tiles.shape[:-1], groups, members)
+    return torch.where(amax < math.inf, shared.flatten(2)[..., : amax.shape[2]], amax)
+
+
+def quantize_values(
+    v: torch.Tensor,
+    v_scale: torch.Tensor,
+    recipe: Recipe,
+    v_mean: torch.Tensor | None = None,
+    key_lengths: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """v [B, Hkv, Sk, D] divided by v_scale float32 [B, Hkv, D], in the recipe's format of V: int8 or float16.
+
+    v_mean: float32 [B, Hkv, D], subtracted before, or None
+    """
+    x, scale = _kept(_smoothed(v, v_mean), key_lengths), v_scale[:, :, None]
+    return (x * _inverse(scale)).half() if recipe.pv_format == "float16" else _to_int8(x, scale)
 
 
 def query_mean(q: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ from cutlass.cutlass_dsl import select_
 
 from .atoms import mma_16bit_op
 from .operand_planes import lane_index
-from .rows import VECTOR, QuantizerConfig, fake_tensor, key_length
+from .rows import VECTOR, QuantizerConfig, fake_tensor, key_length, stage_row
 from .tile_image import TileImage
 
 __all__ = ["DeltaConfig", "DeltaScores"]
@@ -68,6 +68,7 @@ class DeltaScores:
         self.threads = _KEYS // self.warp_keys * 32
         self.lanes_per_row = self.threads // _ROWS
         self.vectors_per_lane = -(-self.chunks * (_CHUNK // VECTOR) // self.lanes_per_row)
+        self.staged_dims = self.vectors_per_lane * self.lanes_per_row * VECTOR
         # An odd multiple of 64 bytes: the two rows of a phase of eight 16-byte loads lie in different banks.
         self.row_stride = _CHUNK * (self.chunks | 1)
 
@@ -103,7 +104,7 @@ class DeltaScores:
         )
         dots = smem.allocate_tensor(Float32, cute.make_layout(_ROWS), 16)
         keys = self.load_keys(k, (batch, head), first_key, length)
-        mean = self.load_mean(k_mean, (batch, head), thread)
+        mean = self.load_mean(k_mean, smem, (batch, head), thread)
         loaded = self.load_rows(q_mean, first_row, 0, rows, thread)
         for m in cutlass.range(cute.ceil_div(rows, _ROWS)):
             cute.arch.sync_threads()
@@ -135,15 +136,14 @@ class DeltaScores:
         return cute.make_tensor(keys.iterator, cute.make_layout(((2, 2), 2, self.chunks, tiles)))
 
     @cute.jit
-    def load_mean(self, k_mean: cute.Tensor, place, thread: Int32) -> cute.Tensor:
+    def load_mean(self, k_mean: cute.Tensor, smem, place, thread: Int32) -> cute.Tensor:
         """k̄ of the dims whose q̄ this thread stages, (8, vectors)."""
-        batch, head = place
+        shared = stage_row(k_mean, place, self.staged_dims, self.head_dim, smem, thread)
+        cute.arch.sync_threads()
         mean = cute.make_rmem_tensor((VECTOR, self.vectors_per_lane), Float32)
-        mean.fill(0.0)
         for i in range_constexpr(self.vectors_per_lane):
-            dim = self.staged_dim(thread, i)
-            if dim < self.head_dim:
-                copy_vector(k_mean.iterator + cute.crd2idx((batch, head, dim), k_mean.layout), mean[None, i], 16)
+            vector = self.staged_dim(thread, i) // VECTOR
+            cute.autovec_copy(cute.local_tile(shared, (VECTOR,), (vector,)), mean[None, i])
         return mean
 
     @cute.jit

@@ -5,9 +5,9 @@ thread to 8 tokens, which it loads at once and keeps in 16-bit registers through
 
     registers      Q as it was loaded: [8 tokens][8 channels] per thread
     1. q̄           mean over the block: 8 tokens in registers, then 16 rows of threads through shared memory
-    2. amax, bias  of each token, over its lanes by shuffles; the amax of its group in registers or shared memory
+    2. amax        of each token over its lanes by shuffles, of its group in registers or through shared memory
     3. integers    stored 8 (INT8) or 4 bytes (INT4) a lane
-    4. scale, bias through shared memory, so that they are stored as contiguous rows
+    4. bias        of each token over its lanes by shuffles; with the scale through shared memory, to be stored as rows
 
 Token ``64·(i//4) + 32·(row//8) + 8·(i%4) + row%8`` of the block is the i-th of a thread of row ``row``: the four rows
 of 32 that a lane of the attention kernel's MMA holds (g, g+8, g+16, g+24) are tokens of one thread.
@@ -26,7 +26,7 @@ from cutlass.cutlass_dsl import select_
 
 from .int8_rounding import LEVELS, absolute_max, inverse_scale, symmetric_scale, to_int4x8, to_int8x4
 from .ptx import opaque
-from .rows import VECTOR, QuantizerConfig, fake_tensor
+from .rows import VECTOR, QuantizerConfig, fake_tensor, stage_row
 from .tile_image import TileImage
 
 __all__ = ["BLOCK_TOKENS", "SCALE_GROUPS", "QueryConfig", "QueryRows", "block_token"]
@@ -91,7 +91,6 @@ class QueryRows:
         self.tile = TileImage(self.head_dim, keys=config.keys)
         self.lanes = 1 << (self.tile.key_dims // VECTOR - 1).bit_length()
         self.threads = _ROWS * self.lanes
-        self.full_lanes = self.lanes * VECTOR == self.head_dim
 
     @staticmethod
     def can_implement(config: QueryConfig) -> str | None:
@@ -123,6 +122,11 @@ class QueryRows:
         row, lane = thread // self.lanes, thread % self.lanes
         place = (batch, head, block)
         smem = cutlass.memory.SmemAllocator()
+        staged = smem.allocate_tensor(Float32, cute.make_layout((BLOCK_TOKENS, 2)), 16)
+        k_bar = None
+        if const_expr(self.config.smooth_k):
+            kv_head = head // (q.shape[1] // k_mean.shape[1])
+            k_bar = stage_row(k_mean, (batch, kv_head), self.lanes * VECTOR, self.head_dim, smem, thread)
         tokens = self.load_tokens(q, place, row, lane)
         mean = None
         if const_expr(self.config.smooth_q):
@@ -130,11 +134,8 @@ class QueryRows:
         amax = self.token_amax(tokens, mean, q.shape[2] - block * BLOCK_TOKENS, row)
         scales = self.scales(amax, smem, row, lane)
         self.store_integers(tokens, mean, scales, q_data, q.shape[2], place, (row, lane))
-        staged = smem.allocate_tensor(Float32, cute.make_layout((BLOCK_TOKENS, 2)), 16)
-        self.stage_bias(tokens, q, k_mean, staged, place, (row, lane))
-        for i in range_constexpr(_PASSES):
-            if lane == 0:
-                staged[block_token(i, row), 0] = scales[i]
+        cute.arch.sync_threads()
+        self.stage_results(tokens, k_bar, scales, staged, (row, lane))
         cute.arch.sync_threads()
         self.store_rows(staged, q_scale, q_bias, q.shape[2], place, thread)
 
@@ -146,20 +147,16 @@ class QueryRows:
         tokens.fill(0.0)
         for i in range_constexpr(_PASSES):
             token = block * BLOCK_TOKENS + block_token(i, row)
-            coordinate = (batch, head, token, lane * VECTOR)
-            self.load_vector(q, coordinate, self.config.quantizer.in_align, token < q.shape[2], tokens[None, i])
+            inside = token < q.shape[2]
+            if const_expr(self.lanes * VECTOR != self.head_dim):
+                inside = inside & (lane * VECTOR < self.head_dim)
+            if inside:
+                first = q.iterator + cute.crd2idx((batch, head, token, lane * VECTOR), q.layout)
+                # The alignment is the caller's promise about pointer and strides; dynamic strides cannot carry it.
+                align = self.config.quantizer.in_align
+                aligned = cute.make_ptr(q.element_type, first.toint(), cute.AddressSpace.gmem, assumed_align=align)
+                cute.autovec_copy(cute.make_tensor(aligned, cute.make_layout(VECTOR)), tokens[None, i])
         return tokens
-
-    @cute.jit
-    def load_vector(self, x: cute.Tensor, coordinate, align: cutlass.Constexpr, inside, target: cute.Tensor):
-        """Eight consecutive elements of the last mode, where ``inside`` and where the channels exist."""
-        if const_expr(not self.full_lanes):
-            inside = inside & (coordinate[-1] < self.head_dim)
-        if inside:
-            first = x.iterator + cute.crd2idx(coordinate, x.layout)
-            # The alignment is the caller's promise about pointer and strides; dynamic strides cannot carry it.
-            aligned = cute.make_ptr(x.element_type, first.toint(), cute.AddressSpace.gmem, assumed_align=align)
-            cute.autovec_copy(cute.make_tensor(aligned, cute.make_layout(VECTOR)), target)
 
     @cute.jit
     def block_mean(self, tokens: cute.Tensor, q: cute.Tensor, q_mean: cute.Tensor, smem, place, thread_row_lane):
@@ -264,23 +261,21 @@ class QueryRows:
                 cute.autovec_copy(packed, cute.make_tensor(aligned, cute.make_layout(words)))
 
     @cute.jit
-    def stage_bias(self, tokens: cute.Tensor, q: cute.Tensor, k_mean, staged: cute.Tensor, place, row_lane):
-        """q·k_mean of the 8 tokens to shared memory; 0 without smooth_k."""
-        batch, head, _ = place
+    def stage_results(self, tokens: cute.Tensor, k_bar, scales: cute.Tensor, staged: cute.Tensor, row_lane):
+        """Scales of the 8 tokens, and q·k_mean (0 without ``k_bar``), to shared memory."""
         row, lane = row_lane
         mean = cute.make_rmem_tensor((VECTOR,), Float32)
-        mean.fill(0.0)
-        if const_expr(self.config.smooth_k):
-            kv_head = head // (q.shape[1] // k_mean.shape[1])
-            self.load_vector(k_mean, (batch, kv_head, lane * VECTOR), 16, True, mean)
+        if const_expr(k_bar is not None):
+            cute.autovec_copy(cute.local_tile(k_bar, (VECTOR,), (lane,)), mean)
         for i in range_constexpr(_PASSES):
             bias = Float32(0.0)
-            if const_expr(self.config.smooth_k):
+            if const_expr(k_bar is not None):
                 values = unpacked(tokens, i)
                 for j in range_constexpr(VECTOR):
                     bias = cute.math.fma(values[j], mean[j], bias)
                 bias = cute.arch.warp_reduction_sum(bias, threads_in_group=self.lanes)
             if lane == 0:
+                staged[block_token(i, row), 0] = scales[i]
                 staged[block_token(i, row), 1] = bias
 
     @cute.jit

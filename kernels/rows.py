@@ -18,7 +18,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32, const_expr
 from cutlass.cute.runtime import make_fake_tensor
 
-__all__ = ["THREADS", "VECTOR", "QuantizerConfig", "fake_tensor", "key_length", "load_vector"]
+__all__ = ["THREADS", "VECTOR", "QuantizerConfig", "fake_tensor", "key_length", "load_vector", "stage_row"]
 
 THREADS = 128
 """Threads per CTA of every quantiser."""
@@ -94,6 +94,25 @@ def load_vector(x: cute.Tensor, coordinate: tuple[Int32, ...], align: int) -> li
     aligned = cute.make_ptr(x.element_type, first.toint(), cute.AddressSpace.gmem, assumed_align=align)
     values = cute.make_tensor(aligned, cute.make_layout(VECTOR)).load().to(Float32)
     return [values[i] for i in range(VECTOR)]
+
+
+@cute.jit
+def stage_row(x: cute.Tensor, place, channels: cutlass.Constexpr, head_dim: cutlass.Constexpr, smem, thread: Int32):
+    """Row ``place`` of x, float32 [B, H, D], to shared memory: ``channels`` floats, zeros from D on.
+
+    At least channels/4 threads have to call; a barrier has to follow.
+    """
+    row = smem.allocate_tensor(Float32, cute.make_layout(channels), 16)
+    channel = thread * 4
+    if channel < channels:
+        values = cute.make_rmem_tensor((4,), Float32)
+        values.fill(0.0)
+        if channel < head_dim:
+            first = x.iterator + cute.crd2idx((*place, channel), x.layout)
+            aligned = cute.make_ptr(Float32, first.toint(), cute.AddressSpace.gmem, assumed_align=16)
+            cute.autovec_copy(cute.make_tensor(aligned, cute.make_layout(4)), values)
+        cute.autovec_copy(values, cute.local_tile(row, (4,), (thread,)))
+    return row
 
 
 def key_length(key_lengths: cute.Tensor | None, batch: Int32, seq_k: Int32) -> Int32:

@@ -13,7 +13,12 @@ from cute_attn import emulator, jit, kernel_calls, quantizer_simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
 from cute_attn.kernels.quantize_key_value import KeyValueTiles, TilesConfig
-from cute_attn.kernels.quantize_statistics import FinishStatistics, KeyValueStatistics, StatisticsConfig
+from cute_attn.kernels.quantize_statistics import (
+    FinishConfig,
+    FinishStatistics,
+    KeyValueStatistics,
+    StatisticsConfig,
+)
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.recipe import Recipe, recipes
@@ -236,7 +241,7 @@ def test_order_of_warps_and_ctas_does_not_matter(normal, seed):
 )
 def test_refused_configurations(config, reason):
     for kernel, wrapped in (
-        (KeyValueStatistics, config),
+        (KeyValueStatistics, StatisticsConfig(config)),
         (KeyValueTiles, TilesConfig(config)),
     ):
         assert reason in kernel.can_implement(wrapped)
@@ -245,16 +250,16 @@ def test_refused_configurations(config, reason):
 
 
 def test_refused_scale_and_format_of_v():
-    assert "v_scale" in FinishStatistics.can_implement(StatisticsConfig(64, "token"))
-    assert "values" in FinishStatistics.can_implement(StatisticsConfig(64, values="float32"))
+    assert "v_scale" in FinishStatistics.can_implement(FinishConfig(64, "token"))
+    assert "values" in FinishStatistics.can_implement(FinishConfig(64, values="float32"))
     assert "values" in KeyValueTiles.can_implement(TilesConfig(QuantizerConfig(64, "float16"), "float32"))
 
 
 def programs(head_dim: int, dtype: str, arch: str, values: str = "int8") -> dict[str, jit.Program]:
     rows = QuantizerConfig(head_dim, dtype)
     kernels = {
-        KeyValueStatistics: rows,
-        FinishStatistics: StatisticsConfig(head_dim, "tensor", values),
+        KeyValueStatistics: StatisticsConfig(rows),
+        FinishStatistics: FinishConfig(head_dim, "tensor", values),
         KeyValueTiles: TilesConfig(rows, values),
     }
     return {kernel.__name__: jit.build(kernel, config, arch) for kernel, config in kernels.items()}
@@ -274,7 +279,7 @@ def test_nothing_spills(head_dim, arch, values):
     for program in programs(head_dim, "bfloat16", arch, values).values():
         for resources in kernel_resources(program.cubin).values():
             assert resources.stack_bytes == 0
-            assert resources.registers <= 64
+            assert resources.registers <= 102  # five CTAs of 128 threads on a multiprocessor
 
 
 @pytest.mark.parametrize("values", ["int8", "float16"])

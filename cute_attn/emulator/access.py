@@ -76,6 +76,8 @@ def global_elements(
             f" ({int(bad.sum())} lanes in all)",
         )
     check_alignment(group, address, nbytes, positions, index)
+    if (traffic := group.wave.traffic) is not None:
+        traffic.add(group, address, positions, verb)
     return memory.index(address, nbytes)
 
 

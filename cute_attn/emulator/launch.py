@@ -19,6 +19,7 @@ from .program import Program, compile_kernel
 from .races import Races
 from .settings import Settings
 from .shadow import SharedAccesses
+from .traffic import Traffic
 from .wave import Wave
 
 WAVE_LANES = 8192
@@ -36,7 +37,8 @@ _USUAL = Settings()
 class LaunchRecord:
     """What a launch did. `instructions` counts executed warp instructions per opcode (a partial warp by its share).
 
-    `profile` holds seconds per instruction family where it was asked for.
+    `profile` holds seconds per instruction family where it was asked for, `traffic` bytes of global memory: 32 for each
+    sector that an instruction of a warp touches, by "read", "write" and "atomic access" (see `traffic`).
     """
 
     name: str
@@ -47,6 +49,7 @@ class LaunchRecord:
     seconds: float
     instructions: dict[str, int]
     profile: dict[str, float] = field(default_factory=dict)
+    traffic: dict[str, int] = field(default_factory=dict)
 
 
 def _may_poll(instruction: Instruction) -> bool:
@@ -102,6 +105,7 @@ def launch(
     queue = deque(size.cluster_order(random))
     per_wave = _clusters_per_wave(kernel, size, len(queue))
     profile: Counter[str] = Counter()
+    traffic = Traffic() if settings.traffic else None
     executed = np.zeros(len(program.blocks), np.int64)
     traced = None if settings.trace is None else settings.trace.begin(program, size, settings.seed)
     accesses = SharedAccesses.of(kernel) if settings.races and kernel.shared_bytes(size.shared_bytes) else None
@@ -111,6 +115,7 @@ def launch(
         wave = Wave(kernel, ctas, size, parameters, memory, constants, settings, queue=queue, random=random)
         if settings.profile:
             wave.profile = profile
+        wave.traffic = traffic
         if accesses is not None:
             wave.races = Races(wave, accesses)
         if traced is not None:
@@ -127,4 +132,5 @@ def launch(
         seconds=time.perf_counter() - started,
         instructions=_instruction_counts(program, executed),
         profile=dict(profile.most_common()),
+        traffic={} if traffic is None else dict(traffic.nbytes),
     )

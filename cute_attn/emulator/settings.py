@@ -30,6 +30,7 @@ class Settings:
     races:                look for accesses to shared memory that nothing orders (see `races`)
     multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
     profile:              measure seconds per instruction family (slower)
+    traffic:              count the bytes of global memory that instructions move, `LaunchRecord.traffic` (slower)
     trace:                record what warps do and wait for (see `trace`)
     """
 
@@ -39,6 +40,7 @@ class Settings:
     races: bool = True
     multiprocessors: int = MULTIPROCESSORS
     profile: bool = False
+    traffic: bool = False
     trace: Recorder | None = None
 
     def __post_init__(self) -> None:

@@ -24,6 +24,7 @@ from .types import carrier_dtype
 if TYPE_CHECKING:
     from .races import Races
     from .trace.wave_trace import WaveTrace
+    from .traffic import Traffic
 
 _REMEMBERED_GROUPS = 64
 
@@ -36,7 +37,8 @@ class Wave:
     A lane that is `waiting` cannot run; one that has `yielded` runs when no other can. Those of `awaits_others`, while
     they wait, wait for what need not happen in their own warp. `races` is told of all accesses
     to shared memory and of what orders them, where races are looked for; `trace` of what warps do and wait for, where
-    that is recorded; `profile` counts seconds per instruction family, where they are measured.
+    that is recorded; `profile` counts seconds per instruction family and `traffic` bytes of global memory, where they
+    are measured.
     """
 
     def __init__(
@@ -82,6 +84,7 @@ class Wave:
         self.races: Races | None = None
         self.trace: WaveTrace | None = None
         self.profile: Counter[str] | None = None
+        self.traffic: Traffic | None = None
         self._groups: dict[bytes, Group] = {}
 
     def group(self, mask: Array) -> Group:
