@@ -74,9 +74,6 @@ the other multiplies. Two CTAs of four, which do not wait for each other's barri
 memory holds both; then one of eight. 16-row warps read K and V from shared memory twice as often.
 """
 
-_MOST_CHANNELS_OF_32_ROWS = {"sm_120a": 64}
-"""Largest head dim at which 32-row warps keep all registers (default: 128), O in 32 bits."""
-
 _SYSTEM_SHARED_BYTES = 1024
 """Of every CTA's shared memory, reserved by the system (CUDA C++ Programming Guide, compute capability 8.x on)."""
 
@@ -150,7 +147,7 @@ def default_config(recipe: Recipe, problem: Problem, arch: Arch) -> TileConfig:
 @functools.lru_cache(maxsize=1024)
 def _large_tile(recipe: Recipe, head_dim: int, arch: Arch) -> TileConfig:
     """The first of `_LARGE_TILES` that fits."""
-    most = _MOST_CHANNELS_OF_32_ROWS.get(arch.name, 128) * (2 if recipe.accumulate == "float16" else 1)
+    most = _largest_32_row_head_dim(recipe, arch)
     for tile in _LARGE_TILES:
         needed = _shared_bytes(recipe, head_dim, tile)
         together = 8 // tile.warps if tile.m_tiles == 2 else 1
@@ -158,6 +155,16 @@ def _large_tile(recipe: Recipe, head_dim: int, arch: Arch) -> TileConfig:
         if (tile.m_tiles == 1 or head_dim <= most) and together * (needed + _SYSTEM_SHARED_BYTES) <= available:
             return tile
     return _LARGE_TILES[-1]
+
+
+def _largest_32_row_head_dim(recipe: Recipe, arch: Arch) -> int:
+    """Up to where 32-row warps keep all registers: O takes head_dim of them, half of that in float16.
+
+    With float accumulators sm_120a spills beyond half of the others'. Its tensor cores, 52 cycles per 32 scores and
+    more, leave 16-row warps time to read shared memory twice as often (30).
+    """
+    most = 256 if recipe.accumulate == "float16" else 128
+    return most // 2 if arch.name == "sm_120a" and recipe.accumulate != "int32" else most
 
 
 def _shared_bytes(recipe: Recipe, head_dim: int, tile: TileConfig) -> int:

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cute_attn.arch import arch_from_name
+from cute_attn.cubin import kernel_resources
 from cute_attn.disk_cache import DiskCache, cache_root, disk_cache_enabled
 
 __all__ = ["BACKENDS", "Program", "backend", "build", "load"]
@@ -247,14 +248,27 @@ def _cache_in(directory: Path) -> DiskCache:
 
 
 def _compile(kernel_class: type, config: Any, arch: str) -> Program:
+    """The program of the first of the kernel's `ptxas_levels` that spills nothing, or of the last one.
+
+    A kernel class without that attribute is compiled at the assembler's default, level 3.
+    """
+    for level in getattr(kernel_class, "ptxas_levels", (3,)):
+        program = _compile_at_level(kernel_class, config, arch, level)
+        if not any(kernel.stack_bytes for kernel in kernel_resources(program.cubin).values()):
+            break
+    return program
+
+
+def _compile_at_level(kernel_class: type, config: Any, arch: str, level: int) -> Program:
     """Trace and compile. The target is an option of the compilation, which takes precedence over CUTE_DSL_ARCH."""
     import cutlass.cute as cute
 
     kernel = kernel_class(config)
     with _compile_lock, tempfile.TemporaryDirectory(prefix="cute-attn-") as scratch:
-        options = f"--enable-tvm-ffi --gpu-arch {arch} --keep-ptx --keep-cubin --dump-dir {shlex.quote(scratch)}"
-        if level := getattr(kernel, "ptxas_level", None):
-            options += f" --ptxas-options -O{level}"
+        options = (
+            f"--enable-tvm-ffi --gpu-arch {arch} --ptxas-options -O{level} "
+            f"--keep-ptx --keep-cubin --dump-dir {shlex.quote(scratch)}"
+        )
         compiled = cute.compile(kernel, *kernel.fake_arguments(), options=options)
         object_file = Path(scratch) / "program.o"
         compiled.export_to_c(object_file_path=str(object_file), function_name=_FUNCTION)

@@ -126,18 +126,15 @@ class AttentionSm80:
         self.stage_bytes = self.image.nbytes + self.delta_blocks * DELTA_BYTES
         self.shared_bytes = self.q_bytes + config.stages * self.stage_bytes
 
-    @property
-    def ptxas_level(self) -> int | None:
-        """Optimisation level of the assembler, None for its default, which is 3.
+    ptxas_levels = (3, 1)
+    """Optimisation levels of the assembler, in the order in which they are tried until nothing is spilled.
 
-        With INT4 or delta and head dim 128, ptxas (12.9 and 13.4) spills 10 to 80 registers at level 3, and gives up
-        with O in float32: it allocates 32. At level 2 it spills none with V in INT8, and 14 in some kernels with V in
-        float16, at level 1 none at all, with loads closer to their use. Without INT4 and delta, level 2 spills and
-        level 3 does not.
-        """
-        if not (self.config.smooth_q or self.config.recipe.startswith("int4")):
-            return None
-        return 2 if self.config.accumulate == "int32" else 1
+    At its default, level 3, ptxas 12.9 moves loads so far up, for registers that are not there, that in many main loops
+    of head dim 96 and more, and with INT4 or delta in most, one to eighty registers are spilled, by no rule that could
+    be seen; with O in float32 it sometimes gives up and allocates 32. Level 2 does so elsewhere. At level 1 none is
+    spilled, and 32-row warps at head dim 128 fit sm_120a too; an iteration issues as many instructions within 2 %, but
+    loads run ahead of their MMAs by half as much.
+    """
 
     @staticmethod
     def can_implement(config: AttentionConfig) -> str | None:

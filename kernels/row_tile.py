@@ -28,6 +28,11 @@ class RowTile:
         return -(-self.head_dim // 16) * 16
 
     @property
+    def key_dims(self) -> int:
+        """The same of K."""
+        return self.value_channels
+
+    @property
     def key_bytes(self) -> int:
         """Bytes of a row of K in its planes."""
         return 2 * self.value_channels

@@ -46,6 +46,17 @@ def test_large_head_dims(device, head_dim, stages, seq_q, seq_k, causal):
     check(o, replace(LSE, head_dim=head_dim, causal=causal, m_tiles=1, stages=stages), device)
 
 
+def test_largest_products(device):
+    """Every product 127² at head dim 256: accumulators of 4129024, just below 2^22."""
+    o = Operands(seq_q=20, seq_k=70, head_dim=256, k_scale=1e-5)
+    o.q.fill_(127)
+    keys = torch.full((1, 1, 70, 256), 127, dtype=torch.int8)
+    keys[:, :, ::2] = -127
+    scale, values = torch.full((1, 1, 70), 2.0**-20), torch.randint(-127, 128, keys.shape, dtype=torch.int8)
+    o.image = pack_tile_images(keys, scale, values)
+    check(o, replace(LSE, head_dim=256, m_tiles=1), device)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads"), [(1, 1), (6, 3), (5, 1), (3, 3)])
 def test_head_counts(device, heads, kv_heads):
     check(Operands(batch=2, heads=heads, kv_heads=kv_heads, seq_q=70, seq_k=150), LSE, device)

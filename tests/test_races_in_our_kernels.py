@@ -41,6 +41,18 @@ def test_attention_without_one_barrier_wait_or_commit() -> None:
         assert ("no barrier orders" if "bar.sync" in what else "cp.async.wait_group") in str(error)
 
 
+def test_attention_of_one_stage_without_one_barrier_or_wait() -> None:
+    q, k, v = inputs(192, 32)
+    config = cute_attn.TileConfig(stages=1, m_tiles=1)
+    found = findings(
+        "AttentionSm80",
+        r"bar\.sync|cp\.async\.wait_group",
+        lambda: cute_attn.attention(q, k, v, recipe="fp16", causal=True, config=config, arch="sm_80"),
+    )
+    assert sum("bar.sync" in what for what in found) == 4  # two a tile, in the masked and in the steady loop
+    assert [what for what, error in found.items() if not isinstance(error, DataRace)] == []
+
+
 def test_quantiser_without_one_barrier() -> None:
     q, k, v = inputs(128, 64)
     found = findings("KeyValueTiles", r"bar\.sync", lambda: cute_attn.quantize(q, k, v, arch="sm_80"))

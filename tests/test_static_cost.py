@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from cute_attn import Problem, jit, kernel_calls, recipes
+from cute_attn import Problem, jit, kernel_calls, recipes, supports
 from cute_attn.arch import ARCHS
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 from cute_attn.recipe import Recipe
@@ -31,10 +31,10 @@ def attention_report(arch: str, **config) -> KernelReport:
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("has_lse", [False, True])
 def test_slots_at_head_dim_128(arch, causal, has_lse):
-    steady = attention_report(arch, head_dim=128, causal=causal, has_lse=has_lse).steady
-    assert steady.slots["all"] <= 12.5
-    assert steady.slots["fast"] <= 9.5
-    assert steady.spills == 0
+    kernel = attention_report(arch, head_dim=128, causal=causal, has_lse=has_lse)
+    assert kernel.steady.slots["all"] <= 12.5
+    assert kernel.steady.slots["fast"] <= 9.5
+    assert [loop.spills for loop in kernel.loops] == [0, 0]
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_86", "sm_89", "sm_90a"])
@@ -43,34 +43,12 @@ def test_slots_at_head_dim_128(arch, causal, has_lse):
 def test_slots_of_int8_fp16_at_head_dim_128(arch, causal, accumulate, slots):
     """Two-level accumulation converts every sum of a tile to float32 and adds it: 4 slots more."""
     config = {"recipe": "int8_fp16", "accumulate": accumulate, "head_dim": 128, "causal": causal}
-    steady = attention_report(arch, **config).steady
+    kernel = attention_report(arch, **config)
+    steady = kernel.steady
     assert steady.slots["fast"] <= slots
-    # Known: two registers of sm_90a's loop without a mask, and one of the two-level loop under a causal one elsewhere.
-    known = accumulate != "float16" and {("sm_90a", False): 4}.get((arch, causal), 0)
-    if accumulate == "float16+float32" and causal and arch != "sm_90a":
-        known = 2
-    assert steady.spills <= known
+    assert [loop.spills for loop in kernel.loops] == [0, 0]
     assert steady.floors["xu"] <= 8.0
     assert max(steady.floors, key=steady.floors.get) == "tensor" or arch == "sm_90a"  # twice as fast there
-
-
-@pytest.mark.parametrize("arch", ARCH_NAMES)
-@pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize("accumulate", ACCUMULATORS)
-def test_int8_fp16_does_not_spill_at_smaller_head_dims(arch, head_dim, accumulate):
-    recipe = recipes()["int8_fp16"].replace(accumulate=accumulate)
-    kernel = default_report(arch, head_dim, True, recipe=recipe)
-    assert [loop.spills for loop in kernel.loops] == [0, 0]
-
-
-@pytest.mark.parametrize("arch", ["sm_86", "sm_89", "sm_120a"])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("accumulate", ACCUMULATORS)
-def test_default_configs_of_int8_fp16_do_not_spill_at_head_dim_128(arch, causal, accumulate):
-    recipe = recipes()["int8_fp16"].replace(accumulate=accumulate)
-    kernel = default_report(arch, 128, causal, recipe=recipe)
-    assert kernel.steady.spills <= (2 if accumulate == "float16+float32" else 0)
-    assert kernel.resources.registers * 256 <= 65536  # eight warps fit
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_89", "sm_90a", "sm_120a"])
@@ -79,7 +57,7 @@ def test_default_configs_of_int8_fp16_do_not_spill_at_head_dim_128(arch, causal,
 def test_unquantised_recipes_at_head_dim_128(arch, causal, name):
     """FlashAttention-2's example takes 16.14 slots on sm_80, with 32 spills."""
     steady = default_report(arch, 128, causal, recipe=recipes()[name]).steady
-    assert steady.slots["fast"] <= (17.5 if arch == "sm_120a" else 11.0)  # 16-row warps there
+    assert steady.slots["fast"] <= (17.5 if arch == "sm_120a" else 11.0)  # 16-row warps, and 132 cycles of tensor work
     assert steady.spills == 0
 
 
@@ -87,34 +65,74 @@ def default_report(arch: str, head_dim: int, causal: bool, seq_q: int = 4096, re
     """The attention kernel that `cute_attn.attention` launches for a problem without a tile config."""
     problem = Problem(1, 1, 1, seq_q, 4096, head_dim, recipe.dtypes[0], causal)
     kernel_class, config = kernel_calls.kernels_of(problem, recipe, ARCHS[arch])["attention"]
-    (kernel,) = report(jit.build(kernel_class, config, arch), head_dim)
+    image = kernel_class(config).image
+    (kernel,) = report(jit.build(kernel_class, config, arch), image.key_dims, image.value_channels)
+    assert kernel.resources.registers * 32 * config.warps <= 65536
     return kernel
 
 
-@pytest.mark.parametrize("arch", ARCH_NAMES)
-@pytest.mark.parametrize("causal", [False, True])
-def test_default_configs_do_not_spill_at_head_dim_128(arch, causal):
-    kernel = default_report(arch, 128, causal)
-    assert kernel.steady.spills == 0
-    # sm_90a's causal kernel keeps one address of the masked loop, at most three tiles per CTA, in local memory.
-    assert sum(loop.spills for loop in kernel.loops) <= (1 if arch == "sm_90a" and causal else 0)
+def recipe_of(name: str) -> Recipe:
+    """ "int8", or "int8_fp16 float16" for one with an accumulator."""
+    base, _, accumulate = name.partition(" ")
+    return recipes()[base].replace(accumulate=accumulate) if accumulate else recipes()[base]
+
+
+RECIPE_NAMES = (
+    *(name for name in recipes() if not name.endswith("_fp16")),
+    *(f"{name} {how}" for name in ("int8_fp16", "int4_fp16") for how in ACCUMULATORS),
+)
+
+
+def has_kernel(arch: str, name: str, head_dim: int) -> bool:
+    problem = Problem(1, 1, 1, 4096, 4096, head_dim, recipe_of(name).dtypes[0])
+    return bool(supports(recipe_of(name), arch, problem))
+
+
+# Every recipe, arch and number of channels near the end of the registers, each a few times; what differs in the others
+# is predication, and the slow test below has them all.
+SOME_DEFAULTS = (
+    *(("sm_80", name, head_dim) for name in RECIPE_NAMES for head_dim in (128, 256)),
+    *(("sm_90a", name, 128) for name in RECIPE_NAMES),
+    *(("sm_120a", name, 128) for name in RECIPE_NAMES),
+    *(("sm_86", name, 256) for name in RECIPE_NAMES),
+    *(("sm_89", name, 72) for name in RECIPE_NAMES),
+)
+
+
+@pytest.mark.parametrize(
+    ("arch", "name", "head_dim"), [case for case in SOME_DEFAULTS if has_kernel(*case)], ids=lambda value: str(value)
+)
+def test_default_configs_do_not_spill(arch, name, head_dim):
+    kernel = default_report(arch, head_dim, True, recipe=recipe_of(name))
+    assert [loop.spills for loop in kernel.loops] == [0, 0]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCH_NAMES)
-@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("head_dim", range(16, 257, 8))
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("seq_q", [16, 32, 64, 4096])
-def test_no_default_config_spills_in_its_steady_loop(arch, head_dim, causal, seq_q):
-    assert default_report(arch, head_dim, causal, seq_q).steady.spills == 0
+def test_no_default_config_spills(arch, name, head_dim, causal):
+    if has_kernel(arch, name, head_dim):
+        kernel = default_report(arch, head_dim, causal, recipe=recipe_of(name))
+        assert [loop.spills for loop in kernel.loops] == [0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCH_NAMES)
+@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("seq_q", [16, 32, 64])
+def test_no_default_config_of_few_queries_spills(arch, head_dim, causal, seq_q):
+    assert [loop.spills for loop in default_report(arch, head_dim, causal, seq_q).loops] == [0, 0]
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_slots_of_sm_120a_at_head_dim_128(causal):
-    """16-row warps, and 1.8 slots of UIADD3 that ptxas puts around IMMAs there; the tensor pipe takes 33 cycles."""
+    """1.3 slots of UIADD3 that ptxas puts around IMMAs there; the tensor pipe takes 33 cycles."""
     steady = default_report("sm_120a", 128, causal).steady
-    assert steady.slots["all"] <= 15.5
-    assert steady.slots["fast"] <= 12.5
+    assert steady.slots["all"] <= 14.0
+    assert steady.slots["fast"] <= 11.0
     assert max(steady.floors, key=steady.floors.get) == "tensor"
 
 
@@ -123,14 +141,6 @@ def test_the_tensor_pipe_is_the_largest_floor(arch):
     floors = attention_report(arch, head_dim=128).steady.floors
     assert max(floors, key=floors.get) == "tensor"
     assert floors["xu"] <= 8.0  # 2^x and nothing else: no conversion between integer and float
-
-
-@pytest.mark.parametrize("arch", ARCH_NAMES)
-@pytest.mark.parametrize("head_dim", [32, 64])
-@pytest.mark.parametrize("causal", [False, True])
-def test_no_spills_at_smaller_head_dims(arch, head_dim, causal):
-    kernel = attention_report(arch, head_dim=head_dim, causal=causal, has_lse=True)
-    assert [loop.spills for loop in kernel.loops] == [0, 0]
 
 
 @pytest.mark.parametrize("arch", ARCH_NAMES)
