@@ -38,7 +38,7 @@ def test_emulator_and_gpu_agree(monkeypatch, causal):
     ):
         assert torch.equal(ours.cpu(), theirs)
     assert reference.errors(out.cpu(), emulated).rel_l2 < 1e-3
-    assert_lse_close(lse, emulated_lse)
+    assert_lse_close(lse, emulated_lse, cute_attn.recipes()["int8"])
 
 
 def test_runs_on_the_current_stream_and_in_a_graph(monkeypatch):
