@@ -282,14 +282,18 @@ def test_registers_by_tensor(name: str, head_dim: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", CONFIG_DIMS)
 def test_registers_hold_no_more_ctas_than_eight_warps(name: str, head_dim: int) -> None:
-    """What the table of default configs says of kernels that shared memory would let be more."""
+    """What the table of default configs says of kernels of which shared memory would hold more."""
     assert WARPS == 8
-    config = config_of(name, head_dim)
-    more = WARPS // config.warps + 1
-    if more <= shared(config, "sm_80").by_shared:
-        assert registers(config).used * more * 32 * config.warps > REGISTERS_PER_SM
+    for arch in (arch for arch in ARCH_NAMES if has(name, arch)):
+        config = config_of(name, head_dim, arch)
+        more = WARPS // config.warps + 1
+        if more <= shared(config, arch).by_shared:
+            # At the fullest point of the loop; with little of O, there is more that ptxas keeps.
+            alive = sum(tensor.registers for key, tensor in register_tensors(config).items() if key != "P")
+            used = registers(config).used if head_dim == 64 else alive
+            assert used * more * 32 * config.warps > REGISTERS_PER_SM
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -300,7 +304,7 @@ def test_shared_memory_fits(name: str, arch: str) -> None:
         assert budget.total == budget.queries + budget.stages * budget.stage <= ARCHS[arch].shared_bytes
         assert budget.ctas >= 1
     assert ARCHS["sm_86"].shared_bytes == ARCHS["sm_89"].shared_bytes
-    assert config_of(name, HEAD_DIM, "sm_86") == config_of(name, HEAD_DIM, "sm_89")
+    assert all(config_of(name, d, "sm_86") == config_of(name, d, "sm_89") for d in CONFIG_DIMS)
 
 
 def loop_table(name: str) -> dict[str, dict[str, int]]:
