@@ -46,8 +46,8 @@ class Recipe:
     qk_scale:   which tokens of Q and K share a scale; None if they are not quantised. "token": none do. "thread": the
                 rows {g, g+8, g+16, g+24} of 32 of Q, and the tokens {16i+4t…16i+4t+3} of 64 of K, which are those that
                 one thread of the MMA holds (SageAttention2, arXiv 2411.10958, section 3.2, with this kernel's order of
-                tokens). "warp": 32 rows of Q, 64 tokens of K. "block": 128 and 64. All cost the same here: the kernel
-                always reads one scale per token
+                tokens). "warp": 32 rows of Q, 64 tokens of K. "block": 128 and 64. All cost the same here, for the
+                kernel always reads one scale per token: "token" is the most accurate, the others are there to compare
     smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
                 (SageAttention, arXiv 2410.02367, section 4.2)
     smooth_q:   the mean of every 128 rows of Q is subtracted before quantisation, and what it took off the scores is
@@ -116,8 +116,8 @@ RECIPES: dict[str, Recipe] = {
     for r in (
         Recipe("int8"),
         Recipe("int8_fp16", pv_format="float16", accumulate="float32"),
-        Recipe("int4_int8", "int4", "thread", smooth_q=True),
-        Recipe("int4_fp16", "int4", "thread", smooth_q=True, pv_format="float16", accumulate="float32"),
+        Recipe("int4_int8", "int4", smooth_q=True),
+        Recipe("int4_fp16", "int4", smooth_q=True, pv_format="float16", accumulate="float32"),
         _unquantised("fp16", "float16"),
         _unquantised("bf16", "bfloat16"),
     )

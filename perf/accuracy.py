@@ -26,7 +26,7 @@ def variants() -> list[tuple[str, Recipe]]:
         ("int8", "smooth_v", (True,)),
         ("int8_fp16", "qk_scale", ("thread", "block")),
         ("int8_fp16", "accumulate", ("float16", "float16+float32")),
-        ("int4_fp16", "qk_scale", ("token", "warp", "block")),
+        ("int4_fp16", "qk_scale", ("thread", "warp", "block")),
         ("int4_fp16", "smooth_q", (False,)),
     ):
         rows += [(f"{name}, {field}={value}", presets[name].replace(**{field: value})) for value in values]

@@ -56,7 +56,7 @@ def check(q, k, v, device, recipe: Recipe, *, key_lengths=None, causal=True) -> 
         ("int8_fp16", {"qk_scale": "thread", "smooth_v": True}, 96, 0.01),
         ("int8_fp16", {"accumulate": "float16", "smooth_v": True, "smooth_q": True}, 64, 0.01),
         ("int4_int8", {}, 64, 0.15),
-        ("int4_int8", {"qk_scale": "token", "smooth_v": True}, 16, 0.15),
+        ("int4_int8", {"qk_scale": "thread", "smooth_v": True}, 16, 0.15),
         ("int4_fp16", {}, 128, 0.15),
         ("int4_fp16", {"accumulate": "float16+float32", "qk_scale": "block"}, 64, 0.3),
         ("int4_fp16", {"smooth_q": False}, 200, 0.3),
