@@ -7,24 +7,28 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from math import prod
 from pathlib import Path
 
 import pytest
 from layouts.banks import conflict_ways, phases, placements
-from layouts.budgets import LARGEST, registers, shared
+from layouts.budgets import LARGEST, REGISTERS_PER_SM, WARPS, registers, shared
 from layouts.copies import copies
 from layouts.fragments import MMAS, S8, U8, Mma, fragments, ldmatrix_layouts
 from layouts.main_loop import STEPS
+from layouts.operands import register_tensors
+from layouts.padding import padding
 from layouts.passports import shared_alignments
 from layouts.permutations import QUAD, lane_channels, p_tokens, packed_scores
-from layouts.ring import record
-from layouts.tiles import ARCH_NAMES, HEAD_DIM, HEAD_DIMS, NAMES, config_of, mmas_of, parts
+from layouts.ring import record, record_split
+from layouts.tabulated import CONFIG_DIMS, PADDED_DIMS
+from layouts.tiles import ARCH_NAMES, HEAD_DIM, HEAD_DIMS, LOOP_NAMES, NAMES, config_of, has, mmas_of, parts
 
 from cute_attn import jit
 from cute_attn.arch import ARCHS
 from cute_attn.kernels.attention_sm80 import AttentionSm80
 from cute_attn.kernels.operand_planes import a_fragment_row, b_fragment_row, operand_planes
-from cute_attn.kernels.tile_image import TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
+from cute_attn.kernels.tile_image import KEY_BITS, TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
 from cute_attn.sass import disassemble
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -124,7 +128,7 @@ def test_bank_conflicts_of_the_placements(row_bytes: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", [*HEAD_DIMS, *PADDED_DIMS])
 def test_operands_of_the_kernels_lie_in_swizzled_planes(name: str, head_dim: int) -> None:
     """Q, K and V are rows of `operand_planes`, which has no conflicts, in some order of rows and of elements."""
     kernel = AttentionSm80(config_of(name, head_dim))
@@ -134,7 +138,7 @@ def test_operands_of_the_kernels_lie_in_swizzled_planes(name: str, head_dim: int
         wide = VALUE_BYTES[image.values]
         layouts += [(image.k, TILE_TOKENS, image.k.extents()[1]), (image.v, image.v.extents()[0], TILE_TOKENS * wide)]
     else:
-        layouts.append((image.planes, TILE_TOKENS, 2 * head_dim))
+        layouts.append((image.planes, TILE_TOKENS, image.key_bytes))
     for layout, rows, row_bytes in layouts:
         planes = operand_planes(rows, row_bytes)
         assert {conflict_ways(phase) for phase in phases(planes)} == {1}
@@ -159,12 +163,17 @@ def test_the_accumulator_of_s_is_the_operand_of_p_v(values: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("head_dim", HEAD_DIMS)
+@pytest.mark.parametrize("head_dim", [*HEAD_DIMS, *PADDED_DIMS])
 def test_stores_are_runs_of_neighbouring_channels(name: str, head_dim: int) -> None:
-    image = AttentionSm80(config_of(name, head_dim)).image
+    """And each channel of D is stored once, by the lanes that the table of padding counts; none past D is."""
+    kernel = AttentionSm80(config_of(name, head_dim))
+    image = kernel.image
     run = image.output_run
-    stored = []
-    for lane, group in itertools.product(range(QUAD), range(head_dim // (QUAD * run))):
+    stored, storing = [], 0
+    for lane, group in itertools.product(range(QUAD), range(-(-head_dim // (QUAD * run)))):
+        if QUAD * group + lane >= head_dim // run:
+            continue  # as `store_output` predicates runs
+        storing += 1
         channels = [
             image.output_channels(2 * lane + i % 2, run // 2 * group + i // 2) for i in range(run)
         ]  # as `store_output` gathers them
@@ -173,6 +182,33 @@ def test_stores_are_runs_of_neighbouring_channels(name: str, head_dim: int) -> N
             assert lane_channels(image, lane, group) == channels
         stored += channels
     assert sorted(stored) == list(range(head_dim))
+    terms = [term.split(" × ") for term in padding(kernel).runs.split(" + ")]
+    assert storing == sum(prod(map(int, term)) for term in terms)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("head_dim", [*HEAD_DIMS, *PADDED_DIMS])
+def test_padding_is_the_bytes_that_no_element_lies_in(name: str, head_dim: int) -> None:
+    """Counted byte by byte in the image, from the layouts."""
+    kernel = AttentionSm80(config_of(name, head_dim))
+    image, there = kernel.image, padding(kernel)
+    used: set[int] = set()
+    if isinstance(image, TileImage):
+        row, wide = head_dim * KEY_BITS[image.keys] // 8, VALUE_BYTES[image.values]
+        keys = (image.k(token, byte) for token in range(TILE_TOKENS) for byte in range(row))
+        values = (image.v(channel, token) for channel in range(head_dim) for token in range(TILE_TOKENS))
+        used |= {image.k_offset + offset for offset in keys}
+        used |= {image.v_offset + offset + byte for offset in values for byte in range(wide)}
+        used |= set(range(image.scale_offset, image.nbytes))
+    else:
+        rows = [image.planes(token, byte) for token in range(TILE_TOKENS) for byte in range(2 * head_dim)]
+        used |= {first + offset for first in (image.k_offset, image.v_offset) for offset in rows}
+        read, chunks = map(int, there.chunks.split(" of "))
+        assert (16 * read, 16 * chunks) == (2 * head_dim, image.planes.extents()[1])
+    assert used <= set(range(image.nbytes))
+    assert there.share == pytest.approx(1 - len(used) / image.nbytes)
+    k = fragments(mmas_of(kernel.config)[0])["A"].shape[1]
+    assert there.key_dims == -(-head_dim // k) * k
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -190,9 +226,9 @@ def test_machine_code_moves_as_many_bytes_as_the_page_says(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_parts_of_a_tile_follow_one_another(name: str, head_dim: int) -> None:
-    image = AttentionSm80(config_of(name, head_dim)).image
-    edges = [(part.begin, part.end) for part in parts(image)]
-    assert edges[0][0] == 0 and edges[-1][1] == image.nbytes
+    kernel = AttentionSm80(config_of(name, head_dim))
+    edges = [(part.begin, part.end) for part in parts(kernel)]
+    assert edges[0][0] == 0 and edges[-1][1] == kernel.stage_bytes
     assert all(end == begin for (_, end), (begin, _) in itertools.pairwise(edges))
 
 
@@ -200,7 +236,7 @@ def test_parts_of_a_tile_follow_one_another(name: str, head_dim: int) -> None:
 def test_alignments_suffice(name: str) -> None:
     """256 bytes for what is swizzled on address bit 7, 16 for scales that are read four at a time."""
     for tensor, aligned in shared_alignments(name).items():
-        assert aligned >= (16 if tensor == "sScale" else 256)
+        assert aligned >= (16 if tensor in ("sScale", "sDelta") else 256)
 
 
 @pytest.mark.parametrize("stages", [2, 3, 4])
@@ -216,6 +252,20 @@ def test_the_ring_is_as_drawn(stages: int, tiles: int) -> None:
         free[stay.stage] = stay.used + 1
 
 
+@pytest.mark.parametrize("tiles", [1, 2, 6])
+def test_one_stage_is_as_drawn(tiles: int) -> None:
+    """Each operand is on its way for one half of a tile's time, and in use for the next; the two take turns, and none
+    is asked for before the half in which the one before it in its place was used is over."""
+    stays = record_split(tiles)
+    assert [(stay.operand, stay.tile) for stay in stays] == [(x, t) for t in reversed(range(tiles)) for x in "KV"]
+    assert [stay.requested for stay in stays] == list(range(-1, 2 * tiles - 1))
+    free = dict.fromkeys("KV", -1)
+    for stay in stays:
+        assert stay.used == stay.requested + 1
+        assert stay.requested >= free[stay.operand]
+        free[stay.operand] = stay.used + 1
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
 def test_registers_by_tensor(name: str, head_dim: int) -> None:
@@ -224,19 +274,37 @@ def test_registers_by_tensor(name: str, head_dim: int) -> None:
     budget, rows = registers(config), 16 * config.m_tiles
     assert budget.parts["O"] == rows * head_dim // len(LANES)
     assert budget.parts["S"] == rows * TILE_TOKENS // len(LANES)
-    p_bytes = 1 if name == "int8" else 2
+    p_bytes = mmas_of(config)[1].bits // 8
     assert budget.parts["P"] == rows * TILE_TOKENS * p_bytes // 4 // len(LANES)
     assert budget.softmax < budget.used <= LARGEST
+    scales = sum(tensor.endswith("row_scale") for tensor in register_tensors(config))
+    assert scales == (2 if config.smooth_q else 1)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("head_dim", CONFIG_DIMS)
+def test_registers_hold_no_more_ctas_than_eight_warps(name: str, head_dim: int) -> None:
+    """What the table of default configs says of kernels of which shared memory would hold more."""
+    assert WARPS == 8
+    for arch in (arch for arch in ARCH_NAMES if has(name, arch)):
+        config = config_of(name, head_dim, arch)
+        more = WARPS // config.warps + 1
+        if more <= shared(config, arch).by_shared:
+            # At the fullest point of the loop; with little of O, there is more that ptxas keeps.
+            alive = sum(tensor.registers for key, tensor in register_tensors(config).items() if key != "P")
+            used = registers(config).used if head_dim == 64 else alive
+            assert used * more * 32 * config.warps > REGISTERS_PER_SM
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("arch", ARCH_NAMES)
 def test_shared_memory_fits(name: str, arch: str) -> None:
-    budget = shared(config_of(name, HEAD_DIM, arch), arch)
-    assert budget.total == budget.queries + budget.stages * budget.stage <= ARCHS[arch].shared_bytes
-    assert budget.ctas >= 1
+    for head_dim in CONFIG_DIMS if has(name, arch) else ():
+        budget = shared(config_of(name, head_dim, arch), arch)
+        assert budget.total == budget.queries + budget.stages * budget.stage <= ARCHS[arch].shared_bytes
+        assert budget.ctas >= 1
     assert ARCHS["sm_86"].shared_bytes == ARCHS["sm_89"].shared_bytes
-    assert config_of(name, HEAD_DIM, "sm_86") == config_of(name, HEAD_DIM, "sm_89")
+    assert all(config_of(name, d, "sm_86") == config_of(name, d, "sm_89") for d in CONFIG_DIMS)
 
 
 def loop_table(name: str) -> dict[str, dict[str, int]]:
@@ -247,7 +315,7 @@ def loop_table(name: str) -> dict[str, dict[str, int]]:
     return {row[0]: {key: int(cell or 0) for key, cell in zip(head[1:-1], row[1:-1], strict=True)} for row in rows}
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", LOOP_NAMES)
 def test_the_main_loop_has_the_instructions_that_its_tiles_need(name: str) -> None:
     """MMAs and 2^x by the arithmetic of the tiles, each in its step; at most a tenth belongs to no step."""
     config, table = config_of(name), loop_table(name)

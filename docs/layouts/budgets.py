@@ -12,17 +12,20 @@ from .main_loop import kernel_report
 from .operands import register_tensors
 from .tiles import mmas_of
 
-__all__ = ["Registers", "Shared", "registers", "shared"]
+__all__ = ["LARGEST", "REGISTERS_PER_SM", "WARPS", "Registers", "Shared", "registers", "shared"]
 
 SYSTEM_BYTES = 1024
 """Shared memory that every CTA costs on top of its own; a multiprocessor has as much more than a CTA may ask for
 (CUDA C++ Programming Guide, shared memory of compute capabilities 8.x)."""
 
-REGISTERS_PER_SM, REGISTER_UNIT = 65536, 8
-"""Of a multiprocessor, and the step in which a thread's number is rounded up (same guide, technical specifications)."""
+REGISTERS_PER_SM = 65536
+"""Same guide, technical specifications."""
 
 LARGEST = 255
 """Registers that a thread can name."""
+
+WARPS = REGISTERS_PER_SM // (32 * (LARGEST + 1))
+"""That a multiprocessor holds at so many registers each."""
 
 _STATE = "softmax state"
 
@@ -60,7 +63,7 @@ def registers(config: AttentionConfig, arch: str = "sm_80") -> Registers:
 class Shared:
     """Shared memory of a CTA in bytes, and what fits into a multiprocessor.
 
-    ctas: by shared memory and by registers, the smaller of the two
+    rows: of Q, of a warp; ctas: by shared memory and by registers, the smaller of the two
     """
 
     queries: int
@@ -68,23 +71,22 @@ class Shared:
     stages: int
     total: int
     by_shared: int
-    by_registers: int
     warps: int
+    rows: int
 
     @property
     def ctas(self) -> int:
-        return min(self.by_shared, self.by_registers)
+        return min(self.by_shared, WARPS // self.warps)
 
 
 def shared(config: AttentionConfig, arch: str) -> Shared:
     kernel = AttentionSm80(config)
-    per_thread = -(-kernel_report(config, arch).resources.registers // REGISTER_UNIT) * REGISTER_UNIT
     return Shared(
         queries=kernel.q_bytes,
-        stage=(kernel.shared_bytes - kernel.q_bytes) // config.stages,
+        stage=kernel.stage_bytes,
         stages=config.stages,
         total=kernel.shared_bytes,
         by_shared=(ARCHS[arch].shared_bytes + SYSTEM_BYTES) // (kernel.shared_bytes + SYSTEM_BYTES),
-        by_registers=REGISTERS_PER_SM // (per_thread * kernel.threads),
         warps=config.warps,
+        rows=16 * config.m_tiles,
     )

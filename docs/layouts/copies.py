@@ -48,5 +48,10 @@ def copies(config: AttentionConfig) -> tuple[Copy, ...]:
         tokens = {kernel.image.score_tokens(c.place(0, e)[1], n) for n in range(2) for e in range(2)}
         assert tokens == set(range(len(tokens))), "a lane's tokens are not neighbours"
         found.append(Copy("K's scales, shared → registers", _vector("LDS", 4 * len(tokens)), 4 * len(tokens)))
+    if kernel.delta_blocks:
+        found += [
+            Copy("delta, global → shared", _vector("LDGSTS.E.BYPASS", bulk), bulk),
+            Copy("delta, shared → registers", _vector("LDS", 4 * len(tokens)), 4 * len(tokens)),
+        ]
     run = _OUTPUT_BYTES * kernel.image.output_run
     return (*found, Copy("O, registers → global", _vector("STG.E", run), run))

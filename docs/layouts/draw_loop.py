@@ -6,7 +6,7 @@ from cute_attn.pipe_costs import classify
 
 from .main_loop import STEPS, steady_loop
 from .svg import FAINT, INK, PALE, Svg
-from .tiles import HEAD_DIM, NAMES, config_of
+from .tiles import HEAD_DIM, LOOP_NAMES, config_of
 
 __all__ = ["draw_loop"]
 
@@ -36,7 +36,7 @@ def draw_loop() -> Svg:
     """One panel per recipe: a tick per instruction, in the row of its step."""
     left, top = 190, 112
     panel = len(STEPS) * _ROW + 62
-    svg = Svg(left + _WIDE + 36, top + len(NAMES) * panel - 10, "The steady loop, instruction by instruction")
+    svg = Svg(left + _WIDE + 36, top + len(LOOP_NAMES) * panel - 10, "The steady loop, instruction by instruction")
     svg.heading(
         24,
         28,
@@ -48,7 +48,7 @@ def draw_loop() -> Svg:
         svg.rect(x, 64, 12, 12, _COLOURS[kind], line=0, radius=2)
         svg.text(x + 18, 70, label, anchor="start", fill=FAINT)
         x += 44 + 7 * len(label)
-    for i, name in enumerate(NAMES):
+    for i, name in enumerate(LOOP_NAMES):
         _draw(svg, name, left, top + i * panel)
     return svg
 

@@ -1,11 +1,11 @@
-"""Figure of the KV pipeline: which tile lies in which stage, and when it was asked for."""
+"""Figures of the KV pipelines: which tile lies in which stage, and when it was asked for."""
 
 from __future__ import annotations
 
-from .ring import record
+from .ring import record, record_split
 from .svg import CARD, FAINT, INK, LANES, PALE, Svg
 
-__all__ = ["draw_ring"]
+__all__ = ["draw_ring", "draw_split"]
 
 _W, _H, _TILES = 112, 34, 6
 
@@ -48,3 +48,35 @@ def _draw(svg: Svg, stages: int, x: float, y: float) -> None:
         svg.rect(use, top, _W - 2, _H - 8, colour, stroke=INK, line=1, radius=4)
         svg.text(use + _W / 2, top + _H / 2 - 4, f"S, P, O of {stay.tile}", size=10.5, bold=True)
     svg.text(x + _W, y + stages * _H + 16, "wait + barrier", size=9.5, fill=FAINT)
+
+
+def draw_split() -> Svg:
+    """One stage: K and V by halves of a tile's time."""
+    left, top, tiles = 130, 92, 3
+    columns = 2 * tiles + 1
+    svg = Svg(left + columns * _W + 30, top + 16 + 2 * _H + 40, "One stage: K and V apart")
+    svg.heading(
+        24,
+        28,
+        f"One stage: {tiles} KV tiles, K and V apart",
+        "pale: cp.async on its way; full colour: the operand is computed with; recorded from SplitPipeline on the "
+        "emulator",
+    )
+    for column in range(columns):
+        step = ("S, P of tile", "O of tile")[(column - 1) % 2] + f" {tiles - 1 - (column - 1) // 2}"
+        svg.text(left + (column + 0.5) * _W, top, step if column else "start", size=10.5, fill=FAINT)
+    y = top + 16
+    for row, operand in enumerate("KV"):
+        svg.text(left - 12, y + (row + 0.5) * _H, operand, anchor="end", fill=FAINT)
+        svg.rect(left, y + row * _H, columns * _W, _H, PALE, stroke=CARD, line=2)
+    for column in range(1, columns):
+        svg.path(f"M{left + column * _W:g} {y - 4}v{2 * _H + 8}", INK, 1)
+    for stay in record_split(tiles):
+        at, colour = y + "KV".index(stay.operand) * _H + 4, LANES[stay.tile % len(LANES)]
+        begin, use = left + (stay.requested + 1) * _W, left + (stay.used + 1) * _W
+        svg.rect(begin + 6, at, use - begin - 6, _H - 8, colour, stroke="none", line=0, radius=4, opacity=0.35)
+        svg.text((begin + use) / 2, at + _H / 2 - 4, "on its way", size=10.5)
+        svg.rect(use, at, _W - 2, _H - 8, colour, stroke=INK, line=1, radius=4)
+        svg.text(use + _W / 2, at + _H / 2 - 4, f"{stay.operand} of {stay.tile}", size=10.5, bold=True)
+    svg.text(left + _W, y + 2 * _H + 16, "wait + barrier", size=9.5, fill=FAINT)
+    return svg

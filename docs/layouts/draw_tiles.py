@@ -5,39 +5,41 @@ from __future__ import annotations
 from cute_attn.kernels.attention_sm80 import AttentionSm80
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
-from .svg import CARD, FAINT, INK, LANES, Svg
+from .svg import CARD, FAINT, INK, LANES, ROWS, Svg
 from .tiles import HEAD_DIM, NAMES, config_of, parts
 
 __all__ = ["draw_tiles"]
 
-_COLOURS = {"K": LANES[0], "V": LANES[1], "Vᵀ": LANES[1], "c": LANES[2], "−M·c": LANES[3]}
+_COLOURS = {"K": LANES[0], "V": LANES[1], "Vᵀ": LANES[1], "c": LANES[2], "−M·c": LANES[3], "Δ": ROWS[4]}
 _ROW, _SHOWN = 32, 16
 
 
 def draw_tiles() -> Svg:
     """Byte maps to one scale, and a plane of K looked into."""
-    images = {name: AttentionSm80(config_of(name)).image for name in NAMES}
+    kernels = {name: AttentionSm80(config_of(name)) for name in NAMES}
     left, wide, top = 130, 820, 88
-    svg = Svg(left + wide + 70, 530, "The bytes of a KV tile")
+    svg = Svg(left + wide + 70, 332 + 66 * len(NAMES), "The bytes of a KV tile")
     svg.heading(
         24,
         28,
         f"A KV tile of {TILE_TOKENS} tokens, head dim {HEAD_DIM}, byte by byte",
-        "the same in global memory (quantised recipes) and in one stage of shared memory; ticks part the planes",
+        "the same in global memory (quantised recipes) and in one stage of shared memory; only stages have Δ, delta; "
+        "ticks part the planes",
     )
-    unit = wide / max(image.nbytes for image in images.values())
-    for i, (name, image) in enumerate(images.items()):
-        _bar(svg, name, image, left, top + 66 * i, unit)
-    image = images["int8"]
-    y = top + 66 * len(images) - 22
+    unit = wide / max(kernel.stage_bytes for kernel in kernels.values())
+    for i, (name, kernel) in enumerate(kernels.items()):
+        _bar(svg, name, kernel, left, top + 66 * i, unit)
+    image = kernels["int8"].image
+    y = top + 66 * len(kernels) - 22
     svg.rect(left, top, TILE_TOKENS * _ROW * unit, 30, stroke=INK, line=2)
     _plane(svg, image, left, y + 40)
     return svg
 
 
-def _bar(svg: Svg, name: str, image, x: float, y: float, unit: float) -> None:
+def _bar(svg: Svg, name: str, kernel: AttentionSm80, x: float, y: float, unit: float) -> None:
+    image, last = kernel.image, parts(kernel)[-1]
     svg.text(24, y + 15, name, anchor="start", bold=True)
-    for part in parts(image):
+    for part in parts(kernel):
         begin, width = x + part.begin * unit, (part.end - part.begin) * unit
         svg.rect(begin, y, width, 30, _COLOURS[part.name], stroke=CARD)
         plane = TILE_TOKENS * _ROW if part.name in ("K", "V") else image.value_channels * _ROW
@@ -47,8 +49,15 @@ def _bar(svg: Svg, name: str, image, x: float, y: float, unit: float) -> None:
             svg.text(begin + width / 2, y + 15, part.what, size=11)
             svg.text(begin, y + 40, part.begin, size=9, fill=FAINT, anchor="start")
         elif part.name == "c":
-            svg.text(begin, y + 40, f"{part.begin}: c, −M·c", size=9, fill=FAINT, anchor="start")
-    svg.text(x + image.nbytes * unit + 6, y + 15, f"{image.nbytes} B", size=10, anchor="start", fill=FAINT)
+            svg.text(
+                begin,
+                y + 40,
+                f"{part.begin}: c, −M·c{', Δ' if last.name == 'Δ' else ''}",
+                size=9,
+                fill=FAINT,
+                anchor="start",
+            )
+    svg.text(x + kernel.stage_bytes * unit + 6, y + 15, f"{kernel.stage_bytes} B", size=10, anchor="start", fill=FAINT)
 
 
 def _plane(svg: Svg, image: TileImage, x: float, y: float) -> None:

@@ -39,9 +39,10 @@ _SECTION = re.compile(r'\s*\.section\s+"?\.text\.')
 
 @dataclass(frozen=True)
 class Placed:
-    """One instruction of a loop: its name without modifiers, and the step it serves."""
+    """One instruction of a loop: its name without and with modifiers, and the step it serves."""
 
     opcode: str
+    full: str
     step: str
 
 
@@ -58,7 +59,7 @@ def steady_loop(config: AttentionConfig, arch: str) -> tuple[Placed, ...]:
         raise RuntimeError("no line information: set CUTE_DSL_LINEINFO=1 before cutlass is imported")
     steady = kernel_report(config, arch).steady
     assert steady is not None
-    return tuple(Placed(i.base, step_of(*lines.get(i.address, ("", 0)))) for i in steady.instructions)
+    return tuple(Placed(i.base, i.opcode, step_of(*lines.get(i.address, ("", 0)))) for i in steady.instructions)
 
 
 def _source_lines(text: str) -> dict[int, tuple[str, int]]:

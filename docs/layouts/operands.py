@@ -48,15 +48,19 @@ def register_tensors(config: AttentionConfig) -> dict[str, RegisterTensor]:
         row_scale = cute.make_rmem_tensor((2 * config.m_tiles,), Float32)
         row_scale.fill(1.0)
         scores = recipe.scores(shared, kernel.q_planes, Int32(0), Int32(0), kernel.image, config.m_tiles)
+        if config.smooth_q:
+            scales = cute.make_rmem_tensor((2 * config.m_tiles,), Float32)
+            scales.fill(1.0)
+            scores = scores.with_delta(scales, 0)
         softmax = recipe.softmax(row_scale, kernel.image, config.m_tiles)
         accumulators = scores.multiply(shared)
         y, _ = scores.dequantise(accumulators, shared, None)
         state = {"O": softmax.output, "sums": softmax.sums, "S": accumulators, "P": softmax.probabilities(y)}
-        for part in (softmax, scores):
+        for part, owner in ((softmax, ""), (scores, "scores.")):
             for field in dataclasses.fields(part):
                 value = getattr(part, field.name)
                 if isinstance(value, cute.Tensor) and not any(value is tensor for tensor in state.values()):
-                    state[field.name] = value
+                    state[owner + field.name if field.name in state else field.name] = value
         return [_described(name, tensor) for name, tensor in state.items()]
 
     return {tensor.name: tensor for tensor in while_tracing(one_tile)}

@@ -11,7 +11,7 @@ from .draw_budgets import draw_registers
 from .draw_fragments import draw_mma
 from .draw_loop import draw_loop
 from .draw_permutations import draw_channels, draw_tokens
-from .draw_ring import draw_ring
+from .draw_ring import draw_ring, draw_split
 from .draw_tiles import draw_tiles
 from .fragments import MMAS, Mma, fragments
 from .passports import global_passports, register_passports, shared_passports
@@ -36,6 +36,7 @@ FIGURES: dict[str, Callable[[], Svg]] = {
     "channels": lambda: draw_channels(HEAD_DIM),
     "tiles": draw_tiles,
     "ring": lambda: draw_ring((2, 3)),
+    "split": draw_split,
     "registers": draw_registers,
     "loop": draw_loop,
 }
@@ -49,6 +50,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "copies": tabulated.copy_table,
     "register budget": tabulated.register_table,
     "shared budget": tabulated.shared_table,
+    "padding": tabulated.padding_table,
+    "mmas": tabulated.mma_table,
     "main loop": tabulated.loop_tables,
 }
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+from collections.abc import Iterable
 from math import gcd
 from typing import Any
 
-from cute_attn.kernels.attention_sm80 import AttentionSm80
-from cute_attn.kernels.tile_image import StaticLayout, TileImage
+from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
+from cute_attn.kernels.tile_image import TILE_TOKENS, StaticLayout, TileImage
 
 from .operands import register_tensors
 from .tables import merged, table
@@ -25,7 +27,8 @@ _HOLDS = {
     "sums": ("(e, hi), m tile", "row sums, accumulators of P·1", "whole kernel"),
     "bias": ("row", "−m and the top of P, in base 2", "whole kernel"),
     "limit": ("row", "score from which the row is rescaled", "whole kernel"),
-    "row_scale": ("row", "Q's scale · softmax_scale · log2 e", "whole kernel"),
+    "row_scale": ("row", "softmax_scale · log2 e, times Q's scale if there is no delta", "whole kernel"),
+    "scores.row_scale": ("row", "Q's scale, where delta is added to the scores", "whole kernel"),
     "ones": ("m tile", "the matrix of ones, packed", "whole kernel"),
     "start": ("accumulator", "0x4B400000, opaque to the compiler", "whole kernel"),
 }
@@ -44,7 +47,7 @@ def _shared(name: str) -> list[tuple[str, str, StaticLayout, str, int, str]]:
     """(tensor, logical modes, layout, element, first byte, lifetime) of one recipe's shared memory."""
     kernel = AttentionSm80(config_of(name))
     image, tile = kernel.image, kernel.q_bytes
-    element = kernel.recipe.element.__name__.lower()
+    element = image.keys if isinstance(image, TileImage) else kernel.recipe.element.__name__.lower()
     queries = ("sQ", "(row, byte)", kernel.q_planes, element, 0, "whole kernel")
     if not isinstance(image, TileImage):
         rows = [("sK", tile + image.k_offset), ("sV", tile + image.v_offset)]
@@ -54,12 +57,15 @@ def _shared(name: str) -> list[tuple[str, str, StaticLayout, str, int, str]]:
         ("sV", "(channel, token)", image.v, image.values, image.v_offset),
         ("sScale", "(c or −M·c, token)", image.scales, "float32", image.scale_offset),
     ]
+    if kernel.delta_blocks:
+        delta = StaticLayout((kernel.delta_blocks, TILE_TOKENS), (TILE_TOKENS, 1))
+        quantised.append(("sDelta", "(Q block, token)", delta, "float32", image.nbytes))
     return [queries, *((*facts, tile + at, "one stage") for *facts, at in quantised)]
 
 
 def shared_alignments(name: str) -> dict[str, int]:
     """Bytes by which each tensor is aligned in every stage."""
-    nbytes = AttentionSm80(config_of(name)).image.nbytes
+    nbytes = AttentionSm80(config_of(name)).stage_bytes
     return {
         tensor: gcd(_BASE_ALIGN, first) if tensor == "sQ" else gcd(_BASE_ALIGN, first, nbytes)
         for tensor, _, _, _, first, _ in _shared(name)
@@ -114,23 +120,41 @@ def register_passports() -> str:
     return table(head, merged(rows))
 
 
+_OPTIONS = ("smooth_q", "smooth_v", "varlen_k", "has_lse")
+"""Fields of AttentionConfig that arguments are there for."""
+
+_EXTENTS = {"keys": "BHT", "delta": ("B", "H", "⌈S/128⌉", "64·T")}
+"""Names of the extents that are not fixed, where they are not those of rows of a sequence."""
+
+
 def global_passports() -> str:
     """Of the kernel's arguments, from what the compiler is told of them."""
     rows = []
     for name in NAMES:
-        kernel = AttentionSm80(config_of(name))
-        names = list(inspect.signature(AttentionSm80.__call__).parameters)[1:]
-        for argument, fake in zip(names, kernel.fake_arguments(), strict=True):
-            if hasattr(fake, "element_type"):
-                element, align = fake.element_type.__name__.lower(), fake._assumed_align
-                shape = _shape(fake, tiles=argument == "keys" and kernel.recipe.quantised)
-                rows.append((f"`{name}`", argument, element, shape, _strides(fake), f"{align} B"))
-    return table(("recipe", "tensor", "element", "shape", "strides", "aligned"), merged(rows))
+        given = config_of(name)
+        quantised = AttentionSm80(given).recipe.quantised
+        options = [field for field in _OPTIONS if quantised or not field.startswith("smooth")]
+        full = dataclasses.replace(given, **dict.fromkeys(options, True))
+        arguments = _arguments(full)
+        needs = {f: arguments.keys() - _arguments(dataclasses.replace(full, **{f: False})).keys() for f in options}
+        for argument, fake in arguments.items():
+            element, align = fake.element_type.__name__.lower(), fake._assumed_align
+            letters = _EXTENTS.get(argument, "BHS") if quantised else "BHS"
+            there = ", ".join(f"`{field}`" for field, taken in needs.items() if argument in taken) or "always"
+            rows.append((f"`{name}`", argument, there, element, _shape(fake, letters), _strides(fake), f"{align} B"))
+    return table(("recipe", "tensor", "there", "element", "shape", "strides", "aligned"), merged(rows))
 
 
-def _shape(fake: Any, *, tiles: bool) -> str:
-    letters = iter("BHT" if tiles else "BHS")
-    return "[" + ", ".join(str(e) if isinstance(e, int) else next(letters) for e in fake.shape) + "]"
+def _arguments(config: AttentionConfig) -> dict[str, Any]:
+    """The tensors that a kernel takes, as the compiler sees them, by name."""
+    names = list(inspect.signature(AttentionSm80.__call__).parameters)[1:]
+    fakes = AttentionSm80(config).fake_arguments()
+    return {name: fake for name, fake in zip(names, fakes, strict=True) if hasattr(fake, "element_type")}
+
+
+def _shape(fake: Any, letters: Iterable[str]) -> str:
+    names = iter(letters)
+    return "[" + ", ".join(str(e) if isinstance(e, int) else next(names) for e in fake.shape) + "]"
 
 
 def _strides(fake: Any) -> str:

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from functools import partial
+
+from cute_attn.kernels.attention_sm80 import AttentionSm80
+
 from .banks import conflict_ways, phases, placements
 from .budgets import registers, shared
 from .copies import copies
 from .fragments import MMAS, fragments
 from .main_loop import STEPS, kernel_report, opcode_table, steady_loop
+from .padding import padding
 from .passports import layout_text
 from .tables import merged, table
-from .tiles import ARCH_NAMES, HEAD_DIM, HEAD_DIMS, NAMES, config_of
+from .tiles import ARCH_NAMES, HEAD_DIM, HEAD_DIMS, LOOP_NAMES, NAMES, config_of, has
 
-__all__ = ["bank_table", "copy_table", "fragment_table", "loop_tables", "register_table", "shared_table"]
+__all__ = [
+    "CONFIG_DIMS", "PADDED_DIMS", "bank_table", "copy_table", "fragment_table", "loop_tables", "mma_table",
+    "padding_table", "register_table", "shared_table",
+]  # fmt: skip
+
+CONFIG_DIMS = (64, 128, 192, 256)
+"""Head dims that shared memory is given for."""
+
+PADDED_DIMS = (16, 40, 72, 96, 200)
+"""Head dims that padding is given for."""
 
 
 def fragment_table() -> str:
@@ -57,21 +72,52 @@ def register_table() -> str:
 def shared_table() -> str:
     rows = []
     for name in NAMES:
-        for head_dim in HEAD_DIMS:
-            for arch in ARCH_NAMES:
+        for head_dim in CONFIG_DIMS:
+            for arch in filter(partial(has, name), ARCH_NAMES):
                 budget = shared(config_of(name, head_dim, arch), arch)
                 rows.append(
-                    (f"`{name}`", head_dim, f"`{arch}`", budget.warps, budget.queries,
-                     f"{budget.stages} × {budget.stage}", budget.total, budget.by_shared, budget.by_registers,
-                     budget.ctas, budget.ctas * budget.warps)
+                    (f"`{name}`", head_dim, f"`{arch}`", f"{budget.warps} × {budget.rows}", budget.queries,
+                     f"{budget.stages} × {budget.stage}", budget.total, budget.by_shared, budget.ctas,
+                     budget.ctas * budget.warps)
                 )  # fmt: skip
-    head = ("recipe", "D", "arch", "warps", "sQ", "stages", "bytes a CTA", "CTAs by shared memory", "by registers",
-            "CTAs", "warps an SM")  # fmt: skip
+    head = ("recipe", "D", "arch", "warps × rows", "sQ", "stages", "bytes a CTA", "CTAs by shared memory", "CTAs",
+            "warps an SM")  # fmt: skip
     return table(head, merged(rows, 2))
 
 
+def padding_table() -> str:
+    """What head dims that are no multiple of the MMA's k, or of a lane's run of channels, are rounded up to."""
+    rows = []
+    for head_dim in PADDED_DIMS:
+        for name in NAMES:
+            p = padding(AttentionSm80(config_of(name, head_dim)))
+            rows.append(
+                (head_dim, f"`{name}`", p.key_dims, p.key_bytes, p.value_channels, p.nbytes, f"{100 * p.share:.0f} %",
+                 p.chunks, p.runs)
+            )  # fmt: skip
+    head = ("D", "recipe", "K's dims", "bytes a row of K", "V's channels", "bytes a tile", "of them padding",
+            "chunks read of a row", "lanes that store")  # fmt: skip
+    return table(head, rows)
+
+
 def loop_tables() -> str:
-    return "\n\n".join(_loop_table(name) for name in NAMES)
+    return "\n\n".join(_loop_table(name) for name in LOOP_NAMES)
+
+
+def mma_table() -> str:
+    """Machine instructions of the MMAs of one warp and KV tile."""
+    qk, pv = (step for step in STEPS if "·Kᵀ" in step or "P·V" in step)
+    rows = []
+    for name in NAMES:
+        counts = Counter(
+            (i.step, i.full) for i in steady_loop(config_of(name), "sm_80") if i.opcode in ("IMMA", "HMMA")
+        )
+        rows.append((f"`{name}`", *(_counted(counts, step) for step in (qk, pv))))
+    return table(("recipe", qk, pv), rows)
+
+
+def _counted(counts: Counter[tuple[str, str]], step: str) -> str:
+    return ", ".join(f"{count} × `{opcode}`" for (at, opcode), count in sorted(counts.items()) if at == step)
 
 
 def _loop_table(name: str) -> str:

@@ -14,15 +14,21 @@ from cute_attn.recipe import recipes
 
 from .fragments import F16, S4, S8, U8, Mma
 
-__all__ = ["ARCH_NAMES", "HEAD_DIM", "HEAD_DIMS", "NAMES", "Part", "config_of", "mmas_of", "parts"]
+__all__ = ["ARCH_NAMES", "HEAD_DIM", "HEAD_DIMS", "LOOP_NAMES", "NAMES", "Part", "config_of", "has", "mmas_of", "parts"]
 
-NAMES = ("int8", "int8_fp16", "bf16")
+NAMES = ("int8", "int8_fp16", "int4_int8", "int4_fp16", "bf16")
 """Recipes that the page tells apart; `fp16` lies as `bf16` does."""
+
+LOOP_NAMES = ("int8", "int8_fp16", "int4_int8", "bf16")
+"""Those whose main loop it shows: that of `int4_fp16` has the Q·Kᵀ of `int4_int8` and the P·V of `int8_fp16`."""
 
 HEAD_DIM = 128
 """What figures and passports are drawn for."""
 
-ARCH_NAMES = ("sm_80", "sm_89")
+HEAD_DIMS = (64, 128, 256)
+"""What budgets of registers are given for."""
+
+ARCH_NAMES = ("sm_80", "sm_89", "sm_90a", "sm_120a")
 """sm_86 has the limits of sm_89."""
 
 _LONG = 4096
@@ -39,10 +45,9 @@ def _problem(name: str, head_dim: int) -> Problem:
     return Problem(1, 1, 1, _LONG, _LONG, head_dim, recipes()[name].dtypes[0], False)
 
 
-def _has(head_dim: int) -> bool:
-    """Whether every recipe has a kernel for it everywhere."""
-    cases = ((name, ARCHS[arch]) for name in NAMES for arch in ARCH_NAMES)
-    return all(refusal(recipes()[name], arch, _problem(name, head_dim)) is None for name, arch in cases)
+def has(name: str, arch: str) -> bool:
+    """Whether the recipe has a kernel for ``arch``."""
+    return refusal(recipes()[name], ARCHS[arch], _problem(name, HEAD_DIM)) is None
 
 
 def mmas_of(config: AttentionConfig) -> tuple[Mma, Mma]:
@@ -53,12 +58,9 @@ def mmas_of(config: AttentionConfig) -> tuple[Mma, Mma]:
     return S4 if image.keys == "int4" else S8, U8 if image.values == "int8" else F16
 
 
-HEAD_DIMS = tuple(head_dim for head_dim in (64, 128, 256) if _has(head_dim))
-
-
 @dataclass(frozen=True)
 class Part:
-    """Bytes [begin, end) of a KV tile."""
+    """Bytes [begin, end) of a stage."""
 
     name: str
     begin: int
@@ -66,17 +68,20 @@ class Part:
     what: str
 
 
-def parts(image: Any) -> tuple[Part, ...]:
-    """The tile from its first to its last byte."""
+def parts(kernel: AttentionSm80) -> tuple[Part, ...]:
+    """A stage from its first to its last byte: the KV tile, and delta if Q is smoothed."""
+    image: Any = kernel.image
     if not isinstance(image, TileImage):
         return (
             Part("K", image.k_offset, image.v_offset, "rows of K as they come"),
             Part("V", image.v_offset, image.nbytes, "rows of V as they come"),
         )
     scale, half = image.scale_offset, 4 * TILE_TOKENS
+    delta = (Part("Δ", image.nbytes, kernel.stage_bytes, "delta"),) if kernel.delta_blocks else ()
     return (
-        Part("K", image.k_offset, image.v_offset, "K"),
+        Part("K", image.k_offset, image.v_offset, f"K, {image.keys}"),
         Part("Vᵀ", image.v_offset, scale, f"V transposed, {image.values}"),
         Part("c", scale, scale + half, "K's scales"),
         Part("−M·c", scale + half, image.nbytes, "scales times −SCORE_MAGIC"),
+        *delta,
     )
