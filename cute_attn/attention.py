@@ -68,8 +68,9 @@ def attention(
     config:        `TileConfig`; None is chosen from the problem's shape
 
     Returns the output, of q's shape and dtype, or (output, lse). A row that sees no key is 0, its LSE −inf. An inf or
-    NaN in a row of Q makes that row NaN; one in K makes NaN of its KV head's outputs, one in V of its channel. Recipe
-    `int8` takes scores up to 2^22 in base 2; far beyond, rows are NaN.
+    NaN in a row of Q makes that row NaN; one in K makes NaN of its KV head's outputs; one in V of its channel, or of
+    all channels if they share a scale. Without quantisation those of K and V go where float arithmetic takes them.
+    Recipe `int8` takes scores up to 2^22 in base 2; far beyond, rows are NaN.
     Runs on the current CUDA stream of q's device without synchronising it, and can be captured in a CUDA graph.
 
     Raises TypeError (not an array, wrong or mixed dtype), ValueError (shapes, strides, devices, unknown names),

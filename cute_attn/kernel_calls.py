@@ -214,8 +214,8 @@ def attention_forward(
 ) -> None:
     """Fills ``out`` [B, Hq, Sq, D] and, if given, ``lse`` float32 [B, Hq, Sq].
 
-    key_lengths: int32 [B] or None; softmax_scale_log2: softmax_scale · log2(e). Unquantised k and v are copied where
-    rows are not aligned to 16 bytes.
+    key_lengths: int32 [B] or None; softmax_scale_log2: softmax_scale · log2(e). Unquantised q, k and v are copied where
+    rows are not aligned to 16 bytes, or where they may share memory with ``out``.
     """
     kernel = _attention_kernel(
         recipe,
@@ -229,8 +229,11 @@ def attention_forward(
         arch,
         jit.backend(),
     )
-    operands = (query.data, key_value.keys, key_value.values)
-    q, keys, values = operands if recipe.quantises else map(_aligned, operands)
+    q, keys, values = query.data, key_value.keys, key_value.values
+    if not recipe.quantises:
+        in_place = q.data_ptr() == out.data_ptr() and q.stride() == out.stride()  # a CTA's rows are read before written
+        q = _aligned(q if in_place else _apart(q, out))
+        keys, values = _aligned(_apart(keys, out)), _aligned(_apart(values, out))
     kernel(
         q,
         query.scale,
@@ -247,6 +250,15 @@ def attention_forward(
     )
 
 
+def _apart(x: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``x``, or a copy if it may share memory with ``out``, which one CTA writes while another still reads ``x``."""
+    return x.clone(memory_format=torch.contiguous_format) if tensors.may_overlap(x, out) else x
+
+
 def _aligned(x: torch.Tensor) -> torch.Tensor:
-    """``x``, or a copy whose rows are aligned to 16 bytes, which cp.async needs."""
-    return x if tensors.alignment(x) == 16 else x.clone(memory_format=torch.contiguous_format)
+    """``x``, or a copy whose rows are aligned to 16 bytes, which cp.async needs.
+
+    Of a single token, too: the address of the next one is computed, though nothing is read there.
+    """
+    step = x.stride(2) * x.element_size()
+    return x if tensors.alignment(x) == 16 and step % 16 == 0 else x.clone(memory_format=torch.contiguous_format)

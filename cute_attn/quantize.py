@@ -52,7 +52,10 @@ def quantize_key_value(
     key_lengths: Any = None,
     arch: str | None = None,
 ) -> QuantizedKeyValue:
-    """K and V as tile images. Arguments and errors as in `quantize`; at least one token is needed."""
+    """K and V as tile images. Arguments and errors as in `quantize`; at least one token is needed.
+
+    The result keeps a copy of ``key_lengths``: tokens that were not quantised must not be seen when the caller's grow.
+    """
     recipe = as_recipe(recipe)
     k, v = check_key_value(k, v, layout)
     if k.dtype != v.dtype:
@@ -64,7 +67,7 @@ def quantize_key_value(
     target = resolve_arch(arch, k)
     if reason := quantizer_refusal(recipe, target, k.shape):
         raise NotImplementedError(reason)
-    return checked_key_value(k, v, recipe, target, lengths)
+    return checked_key_value(k, v, recipe, target, None if lengths is None else lengths.clone())
 
 
 def checked_key_value(

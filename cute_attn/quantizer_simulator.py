@@ -86,7 +86,8 @@ def value_scale(
     amax = _kept(_smoothed(v, v_mean), key_lengths).abs().amax(2)
     if recipe.v_scale == "tensor":
         amax = amax.amax(-1, keepdim=True).expand_as(amax).contiguous()
-    return _power_of_two_scale(amax) if recipe.pv_format == "float16" else _symmetric_scale(amax)
+    scale = _power_of_two_scale(amax) if recipe.pv_format == "float16" else _symmetric_scale(amax)
+    return torch.where(scale.isfinite(), scale, math.nan)
 
 
 def _smoothed(x: torch.Tensor, mean: torch.Tensor | None) -> torch.Tensor:

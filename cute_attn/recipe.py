@@ -83,7 +83,7 @@ class Recipe:
 
     def _check(self, field: str, allowed: tuple[object, ...], where: str) -> None:
         value = getattr(self, field)
-        if value not in allowed:
+        if not any(value == one and type(value) is type(one) for one in allowed):  # 1 equals True, and is no flag
             offered = " or ".join(map(repr, allowed))
             raise ValueError(f"recipe.{field}={value!r} is not offered{where}; use {offered}")
 

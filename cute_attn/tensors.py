@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["DTYPE_NAMES", "alignment", "as_torch", "dtype_name", "like", "overlaps_itself", "to_bhsd"]
+__all__ = ["DTYPE_NAMES", "alignment", "as_torch", "dtype_name", "like", "may_overlap", "overlaps_itself", "to_bhsd"]
 
 DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -67,6 +67,19 @@ def alignment(tensor: torch.Tensor) -> int:
         if size > 1:
             units |= stride * tensor.element_size()
     return min(16, units & -units) if units else 16
+
+
+def may_overlap(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether the spans of memory of two tensors meet: False is certain, True may be said of views that interlock."""
+    if a.untyped_storage().data_ptr() != b.untyped_storage().data_ptr() or not a.numel() or not b.numel():
+        return False
+
+    def span(x: torch.Tensor) -> tuple[int, int]:
+        last = sum(stride * (size - 1) for stride, size in zip(x.stride(), x.shape, strict=True))
+        return x.data_ptr(), x.data_ptr() + (last + 1) * x.element_size()
+
+    (begin, end), (other_begin, other_end) = span(a), span(b)
+    return begin < other_end and other_begin < end
 
 
 def overlaps_itself(tensor: torch.Tensor) -> bool:

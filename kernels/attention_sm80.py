@@ -27,6 +27,9 @@ HEAD_DIMS = range(16, 257, 8)
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
+# CUDA C++ Programming Guide, technical specifications.
+_LARGEST_GRID_Z = 65535
+
 _LN2 = 0.6931471805599453
 
 # Keeps -inf · row_scale away from NaN, also in rows of zeros and in those that end as NaN.
@@ -238,8 +241,9 @@ class AttentionSm80:
         """
         batch, heads, seq_q, _ = q.shape
         all_heads = batch * heads
-        head_bytes = cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1) * self.image.nbytes
-        together = cutlass.max(cutlass.min(self.config.l2_bytes // head_bytes, all_heads), 1)
+        head_bytes = Int64(cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1)) * self.image.nbytes
+        fitting = cutlass.min(self.config.l2_bytes // head_bytes, Int64(all_heads)).to(Int32)
+        together = cutlass.max(fitting, cute.ceil_div(all_heads, _LARGEST_GRID_Z))
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
         self.kernel(
             q, q_scale, q_bias, keys, values, delta, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2
@@ -467,8 +471,9 @@ class AttentionSm80:
             o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
             o = o * inverse * scale[i]
             if const_expr(channels[1] is not None):
-                o = o + Float32(select_(seen, mean[i], Float32(0)))
-            values[i] = o.to(values.element_type)
+                o = o + mean[i]
+            # Of a row without keys `inverse` is the result, 0 or NaN, whatever V's channel holds.
+            values[i] = Float32(select_(seen, o, inverse)).to(values.element_type)
         cute.autovec_copy(values, cute.local_tile(out_row, (run,), (place,)))
 
     @cute.jit

@@ -206,6 +206,8 @@ class FinishConfig:
 class FinishStatistics:
     """k_mean, v_scale (equal channels if per tensor) and v_mean, all float32 [B, Hkv, D], from the partial results.
 
+    A channel (or, per tensor, a head) of V with an inf or a NaN has scale NaN.
+
     Called with partial [B, Hkv, chunks, partial_rows, D], k_mean, v_scale, v_mean (None without smooth_v), seq_k
     (Int32, ≥ 1), and key_lengths int32 [B] (None without varlen). Everything is 0 for a batch element without keys.
     """
@@ -264,7 +266,8 @@ class FinishStatistics:
         scale = power_of_two_scale if const_expr(self.config.values == "float16") else symmetric_scale
         if thread < self.config.head_dim:
             k_mean[batch, head, channel] = key_mean
-            v_scale[batch, head, channel] = scale(amax)
+            of_channel = scale(amax)
+            v_scale[batch, head, channel] = of_channel + (of_channel - of_channel)  # NaN unless finite
             if const_expr(self.config.smooth_v):
                 v_mean[batch, head, channel] = value_mean
 

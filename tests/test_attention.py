@@ -112,11 +112,33 @@ def test_without_grad_inputs_may_require_it(device):
             assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("recipe", ["int8", "fp16"])
 @pytest.mark.parametrize("index", [0, 1, 2])
-def test_out_may_be_an_input(device, index):
-    inputs = [x.to(device) for x in random_qkv((1, 2, 70, 64), (1, 2, 70, 64))]
-    expected = cute_attn.attention(*inputs)
-    assert torch.equal(cute_attn.attention(*inputs, out=inputs[index]), expected)
+def test_out_may_be_an_input(device, index, recipe):
+    """With more CTAs than run at a time: the first ones' output must not be the last ones' input."""
+    inputs = [x.to(device) for x in random_qkv((1, 200, 70, 16), (1, 200, 70, 16))]
+    options = {"recipe": recipe, "config": TileConfig(warps=1, m_tiles=1)}
+    expected = cute_attn.attention(*inputs, **options)
+    assert torch.equal(cute_attn.attention(*inputs, **options, out=inputs[index]), expected)
+
+
+def test_out_may_overlap_q_elsewhere(device):
+    memory = random_qkv((1, 1, 1100, 16), (1, 1, 1000, 16))[0].to(device)
+    k, v = (x.to(device) for x in random_qkv((1, 1, 1, 16), (1, 1, 70, 16))[1:])
+    q, out = memory[:, :, :1000], memory[:, :, 100:]
+    options = {"recipe": "fp16", "config": TileConfig(warps=1, m_tiles=1)}
+    expected = cute_attn.attention(q, k, v, **options)
+    assert torch.equal(cute_attn.attention(q, k, v, **options, out=out), expected)
+
+
+@pytest.mark.parametrize("index", [0, 1, 2])
+def test_one_token_whose_stride_is_odd(device, index):
+    """The stride of an axis of length one says nothing, but kernels compute the address of the next token with it."""
+    inputs = [x.to(device) for x in random_qkv((1, 8, 1, 32), (1, 8, 1, 32))]
+    expected = cute_attn.attention(*inputs, recipe="fp16")
+    odd = torch.empty_strided((1, 8, 1, 32), (8 * 32, 32, 36, 1), dtype=torch.float16, device=device)
+    inputs[index] = odd.copy_(inputs[index])
+    assert torch.equal(cute_attn.attention(*inputs, recipe="fp16"), expected)
 
 
 def test_out_whose_axes_interlock(device):

@@ -121,6 +121,54 @@ def test_quantised_once(device, name):
         assert reference.errors(values[b, :, :length], v[b, :, :length]).rel_l2 < 0.01
 
 
+def test_quantised_keys_keep_their_lengths(device):
+    """Growing the caller's lengths, as decoding does, must not show tokens that were not there."""
+    q, k, v = (x.to(device) for x in random_qkv(20, 70, 32))
+    lengths = torch.tensor([30], dtype=torch.int32, device=device)
+    quantised = cute_attn.quantize(q, k, v, key_lengths=lengths)
+    expected = cute_attn.attention(*quantised)
+    lengths.fill_(70)
+    assert torch.equal(cute_attn.attention(*quantised), expected)
+
+
+def test_rows_without_keys_are_zeros_whatever_v_holds(device):
+    for name in ("int8", "int8_fp16", "fp16"):
+        q, k, v = (x.to(device) for x in random_qkv(70, 10, 32))
+        v[..., 3] = math.nan
+        out = cute_attn.attention(q, k, v, recipe=name, causal=True)
+        assert (out[:, :, :60] == 0).all()
+        assert out[:, :, 60:, 3].isnan().all()
+
+
+@pytest.mark.parametrize("poison", [math.inf, -math.inf, math.nan])
+def test_an_inf_in_v_is_nan_in_its_channel(device, poison):
+    q, k, v = (x.to(device) for x in random_qkv(20, 70, 32))
+    v[0, 0, 5, 7] = poison
+    for name in INTEGER:
+        bad = cute_attn.attention(q, k, v, recipe=name).isnan()
+        assert bad[..., 7].all()
+        assert bad.sum() == 3 * 20
+    shared = recipes()["int8"].replace(v_scale="tensor")
+    assert cute_attn.attention(q, k, v, recipe=shared).isnan().all()
+
+
+def test_millions_of_keys_of_which_few_count(device):
+    """Sizes in bytes that are zero, or negative, in 32 bits."""
+    k = torch.zeros(1, 1, 1, 256, dtype=torch.bfloat16, device=device).expand(1, 1, 1 << 22, 256)
+    q = torch.zeros(1, 1, 4, 256, dtype=torch.bfloat16, device=device)
+    lengths = torch.tensor([64], dtype=torch.int32, device=device)
+    assert (cute_attn.attention(q, k, k, recipe="bf16", key_lengths=lengths) == 0).all()
+
+
+def test_more_heads_than_a_grid_is_deep(device):
+    """65535 groups of heads at most, also where the keys of one would fill the L2 cache."""
+    q = torch.zeros(1025, 64, 1, 16, dtype=torch.float16, device=device)
+    k = torch.ones(1, 1, 1, 16, dtype=torch.float16, device=device).expand(1025, 64, 1 << 17, 16)
+    lengths = torch.ones(1025, dtype=torch.int32, device=device)
+    out = cute_attn.attention(q, k, k, recipe="fp16", key_lengths=lengths, config=cute_attn.TileConfig(1, 1))
+    assert (out == 1).all()
+
+
 def test_strided_key_lengths(device):
     q, k, v = (x.to(device) for x in random_qkv(20, 70, 32, batch=2))
     every_other = torch.tensor([70, -1, 33, -1], dtype=torch.int32, device=device)[::2]

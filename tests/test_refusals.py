@@ -131,6 +131,11 @@ def test_unknown_recipe_field():
         Recipe("int8_fp16", pv_format="float16")
 
 
+def test_flags_of_a_recipe_are_bools():
+    with pytest.raises(ValueError, match=r"smooth_q=1 is not offered with .*; use False or True"):
+        recipes()["int8"].replace(smooth_q=1)
+
+
 def test_unknown_layout():
     with pytest.raises(ValueError, match=r"layout='sbhd' is not known; use 'bhsd' or 'bshd'"):
         call(layout="sbhd")
