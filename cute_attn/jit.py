@@ -9,7 +9,7 @@ A kernel class has
 * ``can_implement(config) -> str | None``, the reason why a configuration is refused,
 * ``fake_arguments() -> tuple``, what the compiler is to assume about the arguments, the stream last,
 * ``__call__``, a ``@cute.jit`` function that launches kernels,
-* if it likes, ``ptxas_level``, the optimisation level of the assembler, or None for its default.
+* if it likes, ``ptxas_levels``, optimisation levels of the assembler to try until one spills nothing (default: 3).
 """
 
 from __future__ import annotations

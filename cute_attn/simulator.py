@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from cute_attn import float32, quantizer_simulator
+from cute_attn.kernels.quantize_query import BLOCK_TOKENS
 from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.recipe import Recipe, as_recipe
 from cute_attn.simulator_rows import Rows, rows_of
@@ -22,7 +23,6 @@ __all__ = ["attention", "attention_on_image", "attention_quantised", "attention_
 
 _SMALLEST_ROW_SCALE = 2.0**-100
 _CHUNK_TILES = 256
-_DELTA_ROWS = 128
 
 
 def attention_quantised(
@@ -94,7 +94,7 @@ def attention_quantised(
         return y if delta is None else float32.fma(y, row_scale[..., None], delta[:, :, blocks, tokens])
 
     if delta is not None:  # whose rows meet all of Q's rows in the scores, so that these have Q's scale already
-        blocks = (torch.arange(padded) // _DELTA_ROWS).clamp(max=delta.shape[2] - 1)
+        blocks = (torch.arange(padded) // BLOCK_TOKENS).clamp(max=delta.shape[2] - 1)
     of_scores = row_scale if delta is None else factor.expand_as(row_scale).clamp(min=_SMALLEST_ROW_SCALE)
     rows = rows_of(as_recipe(recipe))(of_scores, head_dim, warp_rows)
     visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal)

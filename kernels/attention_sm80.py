@@ -11,10 +11,11 @@ from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int32, Int64, Uin
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 from cutlass.cutlass_dsl import select_
 
-from .delta_source import DELTA_BYTES, DELTA_ROWS, DeltaSource
+from .delta_source import DELTA_BYTES, DeltaSource
 from .kv_pipeline import KvPipeline, SplitPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
+from .quantize_query import BLOCK_TOKENS
 from .recipes import RECIPES
 from .row_copy import RowCopy
 from .sequence import SequenceBounds
@@ -125,7 +126,7 @@ class AttentionSm80:
         self.rows = 16 * config.m_tiles * config.warps
         self.q_planes = operand_planes(self.rows, self.image.key_bytes)
         self.q_bytes = self.rows * self.image.key_bytes
-        self.delta_blocks = -(-self.rows // DELTA_ROWS) if config.smooth_q else 0
+        self.delta_blocks = -(-self.rows // BLOCK_TOKENS) if config.smooth_q else 0
         self.stage_bytes = self.image.nbytes + self.delta_blocks * DELTA_BYTES
         self.shared_bytes = self.q_bytes + config.stages * self.stage_bytes
 
@@ -135,8 +136,8 @@ class AttentionSm80:
     At its default, level 3, ptxas 12.9 moves loads so far up, for registers that are not there, that in many main loops
     of head dim 96 and more, and with INT4 or delta in most, one to eighty registers are spilled, by no rule that could
     be seen; with O in float32 it sometimes gives up and allocates 32. Level 2 does so elsewhere. At level 1 none is
-    spilled, and 32-row warps at head dim 128 fit sm_120a too; an iteration issues as many instructions within 2 %, but
-    loads run ahead of their MMAs by half as much.
+    spilled, and 32-row warps of `int8` at head dim 128 fit sm_120a too; an iteration issues as many instructions within
+    2 %, but loads run ahead of their MMAs by half as much.
     """
 
     @staticmethod
@@ -381,7 +382,7 @@ class AttentionSm80:
         if const_expr(
             self.config.smooth_q
         ):  # where rows of Q meet the row of delta, their scales must be in the scores
-            block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // DELTA_ROWS
+            block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // BLOCK_TOKENS
             scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), block)
             scales = None
         softmax = self.recipe.softmax(self.row_scales(scales, bounds, softmax_scale_log2), self.image, m_tiles)

@@ -10,12 +10,10 @@ from cutlass import Int32, Int64, Uint8
 
 from .atoms import cp_async_atom
 from .kv_sources import ImageSource
+from .quantize_query import BLOCK_TOKENS
 from .tile_image import TILE_TOKENS
 
-__all__ = ["DELTA_BYTES", "DELTA_ROWS", "DeltaSource"]
-
-DELTA_ROWS = 128
-"""Queries that share their mean, and so a row of delta."""
+__all__ = ["DELTA_BYTES", "DeltaSource"]
 
 DELTA_BYTES = 4 * TILE_TOKENS
 """Of a tile's part of a row of delta, float32."""
@@ -45,7 +43,7 @@ class DeltaSource:
         thread = cute.arch.thread_idx()[0]
         chunks = DELTA_BYTES // _CHUNK
         # The second half of a CTA that ends in the first half's block reads that one again.
-        block = cutlass.min(row_begin // DELTA_ROWS + thread // chunks, delta.shape[2] - 1)
+        block = cutlass.min(row_begin // BLOCK_TOKENS + thread // chunks, delta.shape[2] - 1)
         row = Int64(head) * delta.shape[2] + block
         first = (delta.iterator + (row * delta.shape[3] + (tiles - 1) * TILE_TOKENS)).toint()
         address = cute.make_rmem_tensor((1,), Int64)

@@ -14,7 +14,7 @@ import cute_attn
 from cute_attn import Problem, TileConfig, arguments, dispatch, jit, reference, simulator
 from cute_attn.recipe import as_recipe, recipes
 
-from .conftest import REL_L2, assert_lse_close
+from .conftest import assert_lse_close, assert_out_close
 
 
 def random_qkv(q_shape, k_shape, dtype=torch.float16, seed=0):
@@ -44,7 +44,7 @@ def assert_close(out, lse, q, k, v, **options):
     """Output and LSE against the simulator (tight), output against float64 (what INT8 costs)."""
     simulated, simulated_lse = simulate(q, k, v, **options)
     recipe = as_recipe(options.get("recipe", "int8"))
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2[recipe.pv_format][str(q.dtype)[6:]]
+    assert_out_close(out, simulated, recipe)
     assert_lse_close(lse, simulated_lse, recipe)
     exact, exact_lse = reference.attention(
         q, k, v, causal=options.get("causal", False), softmax_scale=options.get("softmax_scale")
@@ -268,7 +268,7 @@ def test_softmax_scale(device, scale):
     q, k, v = random_qkv((1, 2, 70, 64), (1, 2, 70, 64))
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), softmax_scale=scale, return_lse=True)
     simulated, simulated_lse = simulate(q, k, v, softmax_scale=scale)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2["int8"]["float16"]
+    assert_out_close(out, simulated, recipes()["int8"])
     assert_lse_close(lse, simulated_lse, recipes()["int8"])
 
 
@@ -335,7 +335,7 @@ def test_all_zero(device, which):
     {"q": q, "k": k, "v": v}[which].zero_()
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), return_lse=True)
     simulated, simulated_lse = simulate(q, k, v)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2["int8"]["float16"]
+    assert_out_close(out, simulated, recipes()["int8"])
     assert_lse_close(lse, simulated_lse, recipes()["int8"])
 
 
@@ -368,5 +368,5 @@ def test_any_shape_and_unusual_inputs(device, shape, head_dim, causal, kind, see
         q, k, v = q * 1e-4, k * 1e-4, v * 1e-4
     out, lse = cute_attn.attention(q.to(device), k.to(device), v.to(device), causal=causal, return_lse=True)
     simulated, simulated_lse = simulate(q, k, v, causal=causal)
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2["int8"]["float16"]
+    assert_out_close(out, simulated, recipes()["int8"])
     assert_lse_close(lse, simulated_lse, recipes()["int8"])

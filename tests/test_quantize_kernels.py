@@ -55,13 +55,13 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def key_value_tiles(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANNEL) -> tuple[torch.Tensor, ...]:
     """image, v_scale and k_mean from the three kernels, on the CPU."""
     results = kernel_calls.key_value_tiles(k, v, recipe, resolve_arch(None, k).name)
-    return tuple(x.cpu() for x in results)
+    return tuple(x.cpu() for x in results if x is not None)
 
 
 def query_rows(q: torch.Tensor, k_mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """data, scale and bias from the kernel, on the CPU."""
     results = kernel_calls.query_rows(q, k_mean.to(q.device), PER_CHANNEL, resolve_arch(None, q).name)
-    return tuple(x.cpu() for x in results)
+    return tuple(x.cpu() for x in results if x is not None)
 
 
 def check_key_value(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANNEL) -> tuple[torch.Tensor, ...]:

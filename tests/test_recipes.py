@@ -11,7 +11,7 @@ import cute_attn
 from cute_attn import Problem, Recipe, arguments, dispatch, recipes, reference, simulator, supports
 from cute_attn.recipe import RECIPES
 
-from .conftest import REL_L2, assert_lse_close
+from .conftest import assert_lse_close, assert_out_close
 
 INTEGER = ("int8", "int8_fp16", "int4_int8", "int4_fp16")
 
@@ -42,7 +42,7 @@ def check(q, k, v, device, recipe: Recipe, *, key_lengths=None, causal=True) -> 
     simulated, simulated_lse = simulator.attention(
         q, k, v, **options, key_lengths=lengths, warp_rows=16 * tile.m_tiles, cta_rows=tile.rows
     )
-    assert reference.errors(out.cpu(), simulated).rel_l2 <= REL_L2[recipe.pv_format][str(q.dtype)[6:]]
+    assert_out_close(out, simulated, recipe)
     assert_lse_close(lse, simulated_lse, recipe)
     return out.cpu(), lse.cpu()
 

@@ -11,7 +11,7 @@ import cute_attn
 from cute_attn import Problem, TileConfig, arguments, dispatch, emulator, reference, simulator
 from cute_attn.recipe import as_recipe
 
-from .conftest import REL_L2, assert_lse_close
+from .conftest import assert_lse_close, assert_out_close
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 ROUNDING = {"fp16": 1e-3, "bf16": 8e-3}
@@ -42,9 +42,7 @@ def check(recipe, q, k, v, device, *, config=None, causal=False, **options):
         q, k, v, recipe=recipe, causal=causal, warp_rows=16 * tile.m_tiles, cta_rows=tile.rows
     )
     out = out.cpu()
-    assert torch.equal(out.isnan(), simulated.isnan())
-    tolerance = REL_L2[as_recipe(recipe).pv_format][str(q.dtype)[6:]]
-    assert reference.errors(out.nan_to_num(), simulated.nan_to_num()).rel_l2 <= tolerance
+    assert_out_close(out, simulated, as_recipe(recipe))
     assert_lse_close(lse, simulated_lse, as_recipe(recipe))
     if not out.isnan().any():
         exact, exact_lse = reference.attention(q, k, v, causal=causal)

@@ -60,7 +60,7 @@ def add_problem_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=int, default=default, help="default: %(default)s")
     parser.add_argument("--kv-heads", type=int, help="default: as many as --heads")
     parser.add_argument("--causal", action="store_true")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the first that the recipe takes")
     parser.add_argument("--layout", choices=LAYOUTS, default="bhsd", help="default: %(default)s")
     parser.add_argument("--inputs", choices=tuple(INPUTS), default="normal", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the random inputs (default: %(default)s)")
@@ -155,6 +155,7 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
 
 def named_problem(arguments: argparse.Namespace) -> tuple[Problem, Arch]:
     """What the options name. Raises NotImplementedError where there is no kernel for it."""
+    recipe = chosen_recipe(arguments)
     problem = Problem(
         batch=arguments.batch,
         heads=arguments.heads,
@@ -162,11 +163,10 @@ def named_problem(arguments: argparse.Namespace) -> tuple[Problem, Arch]:
         seq_q=arguments.seq_q,
         seq_k=arguments.seq_k,
         head_dim=arguments.head_dim,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or recipe.dtypes[0],
         causal=arguments.causal,
     )
     arch = resolve_arch(arguments.arch, torch.empty(0, device=backend_device()))
-    recipe = chosen_recipe(arguments)
     if not (answer := dispatch.supports(recipe, arch.name, problem)):
         raise NotImplementedError(answer.reason)
     return problem, arch

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--head-dim", type=int, default=128, help="default: %(default)s")
     parser.add_argument("--causal", action="store_true")
-    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="default: %(default)s")
+    parser.add_argument("--dtype", choices=DTYPES, help="default: the first that the recipe takes")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="write PTX, cubin and SASS of every kernel there")
     parser.add_argument("--json", action="store_true", help="print one JSON object, kernel by kernel, and nothing else")
 
@@ -55,7 +55,7 @@ def run(arguments: argparse.Namespace) -> int:
         seq_q=4096,
         seq_k=4096,
         head_dim=arguments.head_dim,
-        dtype=arguments.dtype,
+        dtype=arguments.dtype or recipe.dtypes[0],
         causal=arguments.causal,
     )
     if not (answer := dispatch.supports(recipe, arguments.arch, problem)):
@@ -70,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({name: kernel.to_json() for name, kernel in reports.items()}))
         return 0
     mask = "causal" if arguments.causal else "no mask"
-    print(f"recipe {recipe.name}, {arguments.arch}, head dim {arguments.head_dim}, {arguments.dtype}, {mask}")
+    print(f"recipe {recipe.name}, {arguments.arch}, head dim {arguments.head_dim}, {problem.dtype}, {mask}")
     print(f"{'kernel':22s} registers spills    smem     all   fast   tensor/xu/alu/fma/lsu")
     for name, kernel in reports.items():
         print(table_row(name, kernel))
