@@ -108,12 +108,13 @@ def test_default_configs_do_not_spill(arch, name, head_dim):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", ARCH_NAMES)
-@pytest.mark.parametrize("name", RECIPE_NAMES)
-@pytest.mark.parametrize("head_dim", range(16, 257, 8))
 @pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("head_dim", range(16, 257, 8))
+@pytest.mark.parametrize("name", RECIPE_NAMES)
+@pytest.mark.parametrize("arch", ARCH_NAMES)
 def test_no_default_config_spills(arch, name, head_dim, causal):
-    if has_kernel(arch, name, head_dim):
+    """Hours. sm_89 has sm_86's instructions and registers, and is asked at every 64th head dim only."""
+    if has_kernel(arch, name, head_dim) and (arch != "sm_89" or head_dim % 64 == 0):
         kernel = default_report(arch, head_dim, causal, recipe=recipe_of(name))
         assert [loop.spills for loop in kernel.loops] == [0, 0]
 
@@ -123,8 +124,10 @@ def test_no_default_config_spills(arch, name, head_dim, causal):
 @pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("seq_q", [16, 32, 64])
-def test_no_default_config_of_few_queries_spills(arch, head_dim, causal, seq_q):
-    assert [loop.spills for loop in default_report(arch, head_dim, causal, seq_q).loops] == [0, 0]
+@pytest.mark.parametrize("name", ["int8", "int8_fp16 float32", "bf16"])
+def test_no_default_config_of_few_queries_spills(arch, head_dim, causal, seq_q, name):
+    kernel = default_report(arch, head_dim, causal, seq_q, recipe_of(name))
+    assert [loop.spills for loop in kernel.loops] == [0, 0]
 
 
 @pytest.mark.parametrize("causal", [False, True])

@@ -56,13 +56,3 @@ def test_smoothing_q_in_int8(causal, name, slots):
 def test_smoothing_v_costs_nothing_in_the_loop(name):
     plain, smoothed = (built(recipes()[name].replace(smooth_v=v), "sm_80", 128, False)[1].steady for v in (False, True))
     assert smoothed.mix == plain.mix
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("head_dim", [16, 64, 96, 192, 256])
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("accumulate", CEILINGS)
-@pytest.mark.parametrize("arch", ["sm_80", "sm_89"])
-def test_int4_does_not_spill(arch, head_dim, causal, accumulate):
-    kernel = built(recipe_of(accumulate), arch, head_dim, causal)[1]
-    assert all(loop.spills == 0 for loop in kernel.loops)
