@@ -7,11 +7,11 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Boolean, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
+from cutlass import BFloat16, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
-from cutlass.cutlass_dsl import select_
 
 from .delta_source import DELTA_BYTES, DeltaSource
+from .epilogue import Epilogue
 from .kv_pipeline import KvPipeline, SplitPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
@@ -30,8 +30,6 @@ _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
 # CUDA C++ Programming Guide, technical specifications.
 _LARGEST_GRID_Z = 65535
-
-_LN2 = 0.6931471805599453
 
 # Keeps -inf · row_scale away from NaN, also in rows of zeros and in those that end as NaN.
 _SMALLEST_ROW_SCALE = float(2**-100)
@@ -83,7 +81,7 @@ class AttentionSm80:
                   `DeltaSource`: delta with them
         mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, row sums += P·1)
         softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update` and `.probabilities`
-        epilogue  `store_output`, `store_lse`
+        epilogue  `Epilogue.store_output`, `Epilogue.store_lse`
 
     Tiles of recipe int8, CTA_Q = 128, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte address)
         tensor  memory     logical shape          layout                                  swizzle  owner, lifetime
@@ -286,10 +284,11 @@ class AttentionSm80:
                 scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
                 channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
             softmax = self.attend(pipeline, bounds, shared, scales, softmax_scale_log2)
-            poison = (scales, biases, softmax_scale_log2)
-            self.store_output(softmax, bounds, out[head // heads, head % heads, None, None], channels, poison)
+            query = (scales, biases, softmax_scale_log2)
+            epilogue = Epilogue(softmax, bounds, query, self.warp_row(), self.image, self.config.m_tiles)
+            epilogue.store_output(out[head // heads, head % heads, None, None], channels)
             if const_expr(lse is not None):
-                self.store_lse(softmax, bounds, self.head_rows(lse, head), poison)
+                epilogue.store_lse(self.head_rows(lse, head))
 
     def pipeline(self, source: Any, ring: cute.Pointer) -> KvPipeline | SplitPipeline:
         """How KV tiles from ``source`` come to shared memory, `stages` tiles at ``ring``."""
@@ -379,9 +378,7 @@ class AttentionSm80:
         """
         m_tiles = self.config.m_tiles
         scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
-        if const_expr(
-            self.config.smooth_q
-        ):  # where rows of Q meet the row of delta, their scales must be in the scores
+        if const_expr(self.config.smooth_q):  # Q's scales must be in the scores that meet the row of delta
             block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // BLOCK_TOKENS
             scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), block)
             scales = None
@@ -421,83 +418,3 @@ class AttentionSm80:
         p = softmax.probabilities(y)
         pipeline.await_values(tile)
         softmax.accumulate(p, stage)
-
-    @cute.jit
-    def store_output(self, softmax: Any, bounds: SequenceBounds, out: cute.Tensor, channels: tuple, poison: tuple):
-        """out = O / Σ P · v_scale + v_mean; as many consecutive channels a store as a lane holds, no shared memory.
-
-        Runs of channels are inside D or outside as a whole.
-
-        A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
-        its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
-        """
-        runs = self.config.head_dim // self.image.output_run
-        for r in range_constexpr(2 * self.config.m_tiles):
-            row = self.lane_row(bounds) + 8 * r
-            if row < bounds.seq_q:
-                total, _ = softmax.row_totals(r)
-                inverse, seen = Float32(0), bounds.key_limit(row) > 0
-                if seen:
-                    inverse = cute.math.rcp(total, approx=True, ftz=True)
-                inverse = inverse + _nan_if_not_finite(poison, row)
-                for g in range_constexpr(cute.ceil_div(runs, 4)):
-                    place = 4 * g + lane_index() % 4
-                    if const_expr(4 * (g + 1) <= runs):
-                        self.store_run(softmax, r, g, place, inverse, seen, out[row, None], channels)
-                    else:
-                        if place < runs:
-                            self.store_run(softmax, r, g, place, inverse, seen, out[row, None], channels)
-
-    def store_run(
-        self,
-        softmax: Any,
-        r: int,
-        g: int,
-        place: Int32,
-        inverse: Float32,
-        seen: Boolean,
-        out_row: cute.Tensor,
-        channels: tuple,
-    ) -> None:
-        """Channels run·place … of row ``r``, run = `output_run`: this lane's ``g``-th run of neighbours."""
-        run = self.image.output_run
-        scale = cute.make_rmem_tensor((run,), Float32)
-        values = cute.make_rmem_tensor((run,), _OUT_DTYPES[self.config.out_dtype])
-        mean = cute.make_rmem_tensor((run,), Float32)
-        scale.fill(1.0)
-        for channel, factor in zip(channels, (scale, mean), strict=True):
-            if const_expr(channel is not None):
-                cute.autovec_copy(cute.local_tile(channel, (run,), (place,)), factor)
-        for i in range(run):
-            o = softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
-            o = o * inverse * scale[i]
-            if const_expr(channels[1] is not None):
-                o = o + mean[i]
-            # Of a row without keys `inverse` is the result, 0 or NaN, whatever V's channel holds.
-            values[i] = Float32(select_(seen, o, inverse)).to(values.element_type)
-        cute.autovec_copy(values, cute.local_tile(out_row, (run,), (place,)))
-
-    @cute.jit
-    def store_lse(self, softmax: Any, bounds: SequenceBounds, lse: cute.Tensor, poison: tuple):
-        """lse = ln Σ e^score, what smoothing took off the scores put back; one lane of a quad stores it."""
-        _, bias, softmax_scale_log2 = poison
-        for r in range_constexpr(2 * self.config.m_tiles):
-            row = self.lane_row(bounds) + 8 * r
-            if row < bounds.seq_q and lane_index() % 4 == 0:
-                _, log2_total = softmax.row_totals(r)
-                if bounds.key_limit(row) > 0:
-                    log2_total = log2_total + (log2_total - log2_total)  # NaN where Σ P = 0, as in the output
-                if const_expr(bias is not None):
-                    log2_total = log2_total + softmax_scale_log2 * bias[row]
-                lse[row] = log2_total * _LN2 + _nan_if_not_finite(poison, row)
-
-
-def _nan_if_not_finite(poison: tuple, row: Int32) -> Float32:
-    """0, or NaN if Q's scale or bias of this row says that the row held, or met, something that is not finite.
-
-    Without them the row's own scores say so: their probabilities are NaN.
-    """
-    if const_expr(poison[0] is None):
-        return Float32(0)
-    scale, bias = poison[0][row], poison[1][row]
-    return (scale - scale) + (bias - bias)
