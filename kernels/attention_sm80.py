@@ -106,11 +106,11 @@ class AttentionSm80:
         O += P·V        64 IMMA; P is S's registers, lane by lane, because K's rows are permuted in the image
         sums += P·1     4 IMMA with a matrix of ones: the row sums of the very P that is used, and no additions
 
-    Registers are what shapes this: there O, S and sums take 196 of 255, so K's and V's fragments, the row state and every
-    address share the other 59. Hence one register per operand with immediates behind it, the tile as one linear block,
-    a rescale block that is rarely entered, and masks in a loop of their own. What bounds it: the tensor pipe, 16.5
-    cycles of an sm_80 sub-partition per 32 scores, against 9.2 issue slots (12.3 in tiles that rescale), 8 cycles of
-    the XU pipe (2^x alone) and 12.2 of the shared memory pipe. 16-row warps would load K and V twice as often and be
+    Registers are what shapes this: there O, S and sums take 196 of 255, so K's and V's fragments, the row state and
+    every address share the other 59. Hence one register per operand with immediates behind it, the tile as one linear
+    block, a rescale block that is rarely entered, and masks in a loop of their own. What bounds it: the tensor pipe,
+    16.5 cycles of an sm_80 sub-partition per 32 scores, against 9.2 issue slots (12.4 in tiles that rescale), 8 cycles
+    of the XU pipe (2^x alone) and 12.2 of the shared memory pipe. 16-row warps would load K and V twice as often and be
     bound by shared memory.
     """
 
