@@ -18,7 +18,7 @@ class KvPipeline:
 
     All threads of the CTA call `start` and `next_tile` together.
 
-    source: `ImageSource` or `RowSource`: ``copy`` requests the next tile, in an order that starts with the last one
+    source: `ImageSource`, `RowSource` or `DeltaSource`: ``copy`` requests the next tile, beginning with the last one
     ring:   shared memory, `stages`·`nbytes` bytes, 256-byte aligned
     state:  one int32 register: offset in the ring of the stage to be used next
     nbytes: bytes of a tile
@@ -86,7 +86,7 @@ class SplitPipeline:
     Both calls wait for the one copy under way, and their barrier says that every thread's chunks have arrived, and that
     no warp reads any more what the next copy overwrites.
 
-    source: `ImageSource` or `RowSource`: ``copy_keys`` and ``copy_values`` in turn, from the last tile on
+    source: as of `KvPipeline`: ``copy_keys`` and ``copy_values`` in turn, from the last tile on
     buffer: shared memory, one tile, 256-byte aligned
     """
 

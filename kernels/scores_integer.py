@@ -10,6 +10,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int8, Int32, const_expr, range_constexpr
 
 from .atoms import MmaInt8Op, ldmatrix_atom
+from .delta_source import DELTA_BYTES
 from .operand_planes import PLANE_BYTES_PER_ROW, a_fragment_row, b_fragment_offset, lane_index
 from .ptx import mma_int4
 from .tile_image import TILE_TOKENS, StaticLayout, TileImage
@@ -66,7 +67,7 @@ class IntegerScores:
 
     def with_delta(self, row_scale: cute.Tensor, block: Int32) -> IntegerScores:
         """These scores with what lies behind the tile image in its stage; ``block``: of the rows of delta there."""
-        delta = self.image.nbytes + block * (4 * TILE_TOKENS) + self.token * 4
+        delta = self.image.nbytes + block * DELTA_BYTES + self.token * 4
         return replace(self, row_scale=row_scale, delta=delta)
 
     @cute.jit
