@@ -41,7 +41,7 @@ class Gpu:
 
 
 _A100 = "A100 Tensor Core GPU Architecture whitepaper, table 4; L2 read bandwidth: 5120 bytes per clock, page 33"
-_H100 = "H100 Tensor Core GPU Architecture whitepaper, table 3; L2 as that of A100, of which it says no more"
+_H100 = "H100 Tensor Core GPU Architecture whitepaper, table 3"
 _H200 = "H200 data sheet; multiprocessors and clock are those of H100 SXM5, whose peaks it repeats"
 _ADA = "Ada GPU Architecture whitepaper, appendix A"
 _GA102 = "GA102 GPU Architecture whitepaper, appendix A"
@@ -53,9 +53,9 @@ GPUS = (
     Gpu("NVIDIA A10", "sm_86", 72, 1695, 600, None, True, "A10 data sheet"),
     Gpu("NVIDIA GeForce RTX 4090", "sm_89", 128, 2520, 1008, None, False, _ADA),
     Gpu("NVIDIA L40S", "sm_89", 142, 2490, 864, None, True, "L40S data sheet; clock: from its peaks"),
-    Gpu("NVIDIA H100 80GB HBM3", "sm_90a", 132, 1830, 3350, 5120, True, _H100),
-    Gpu("NVIDIA H100 PCIe", "sm_90a", 114, 1620, 2000, 5120, True, _H100),
-    Gpu("NVIDIA H200", "sm_90a", 132, 1830, 4800, 5120, True, _H200),
+    Gpu("NVIDIA H100 80GB HBM3", "sm_90a", 132, 1830, 3350, None, True, _H100),
+    Gpu("NVIDIA H100 PCIe", "sm_90a", 114, 1620, 2000, None, True, _H100),
+    Gpu("NVIDIA H200", "sm_90a", 132, 1830, 4800, None, True, _H200),
     Gpu("NVIDIA GeForce RTX 5090", "sm_120a", 170, 2407, 1792, None, False, "RTX Blackwell whitepaper, appendix A"),
 )
 

@@ -125,9 +125,11 @@ def compare(file: Path, device: torch.device) -> list[dict[str, Any]]:
 def _differences(case: Case, emulated: Tensors, found: Tensors) -> dict[str, Any]:
     pv_format, dtype = recipes()[case.recipe].pv_format, case.problem.dtype
     wrong = [f"{name} is only in one of them" for name in sorted(emulated.keys() ^ found.keys())]
-    for name in sorted((emulated.keys() & found.keys()) - {"out", "lse"}):
-        if emulated[name].shape != found[name].shape or not same_bits(emulated[name], found[name]):
-            wrong.append(f"{name} is not the same bits")
+    wrong += [
+        f"{name} is not the same bits"
+        for name in sorted((emulated.keys() & found.keys()) - {"out", "lse"})
+        if emulated[name].shape != found[name].shape or not same_bits(emulated[name], found[name])
+    ]
     errors = reference.errors(found["out"], emulated["out"])
     lse = largest_difference(found["lse"], emulated["lse"])
     if not errors.rel_l2 <= TOLERANCE[pv_format][dtype]:
@@ -168,8 +170,6 @@ def commands(directory: Path, emulated: Path | None, quick: bool, only: list[str
             "-m",
             "gpu",
             "-q",
-            "-p",
-            "no:cacheprovider",
             str(ROOT / "tests"),
         ]
     return found
