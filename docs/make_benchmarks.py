@@ -98,8 +98,8 @@ python perf/gpu_session.py run out --emulated emulated.pt --quick --minutes 9   
 `prepare` runs every recipe on the emulator and keeps inputs, quantised tensors, outputs and LSEs. `run` compares them
 with what the GPU makes of the same inputs, quantisers bit for bit, outputs within the tolerances that the tests hold
 kernels to (`compare.json`); measures (`bench.json`, which belongs into `perf/results/`); and runs `pytest -m gpu`
-(`tests.txt`). Each step is a process of its own and gets what is left of the minutes; `--only compare bench tests`
-chooses. Kernels are compiled ahead in as many processes as there are cores.
+(`tests.txt`). Each step is a process of its own and gets an equal share of the minutes that are left;
+`--only compare bench tests` chooses. Kernels are compiled ahead in as many processes as there are cores.
 """
 
 NOT_MEASURED = """\

@@ -11,17 +11,20 @@ quantised tensors and outputs. `run` then writes into DIRECTORY
     tests.txt      what `pytest -m gpu` prints
     session.json   how long each took, and how it ended
 
-each step in a process of its own, with the time that is left of --minutes, so that neither a crash nor a hang of one
-costs the others. The status is 0 if all of them ended well. The package must be importable: where nothing can be
+each step in a process of its own, with an equal share of what is left of --minutes, so that neither a crash nor a hang
+of one costs the others. The status is 0 if all of them ended well. The package must be importable: where nothing can be
 downloaded, `pip install --no-deps --no-build-isolation -e .` beside wheels that were brought along.
 """
 
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -34,6 +37,7 @@ import torch
 
 from cute_attn import Problem, attention, quantize, reference, supports
 from cute_attn.arch import ARCHS
+from cute_attn.bench.provenance import commit
 from cute_attn.commands.check import LSE_TOLERANCE, TOLERANCE, largest_difference, random_inputs, same_bits
 from cute_attn.recipe import recipes
 
@@ -103,23 +107,34 @@ def prepare(file: Path, arch: str, shapes: tuple[tuple[Any, ...], ...] = SHAPES)
         emulated = outputs(case, inputs, arch, torch.device("cpu"))
         kept.append({"case": asdict(case), "inputs": inputs, "outputs": emulated})
     file.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"arch": arch, "cases": kept}, file)
+    torch.save({"arch": arch, "commit": commit(), "cases": kept}, file)
     print(f"written to {file}: {len(kept)} cases, {file.stat().st_size >> 10} KiB")
 
 
-def compare(file: Path, device: torch.device) -> list[dict[str, Any]]:
-    """What differs between the kept outputs and those of ``device``, case by case; "wrong" lists what must not."""
+def compare(file: Path, device: torch.device, jobs: int = 1) -> list[dict[str, Any]]:
+    """What differs between the kept outputs and those of ``device``, case by case; "wrong" lists what must not.
+
+    jobs: processes; each compiles what its cases need, which takes most of the time
+    """
+    count = len(torch.load(file, weights_only=True)["cases"])
+    if jobs == 1:
+        return [_compare_one(file, index, str(device)) for index in range(count)]
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        return list(pool.map(_compare_one, *zip(*((file, i, str(device)) for i in range(count)), strict=True)))
+
+
+def _compare_one(file: Path, index: int, device: str) -> dict[str, Any]:
     kept = torch.load(file, weights_only=True)
-    rows = []
-    for entry in kept["cases"]:
-        case = Case(entry["case"]["recipe"], Problem(**entry["case"]["problem"]))
-        row: dict[str, Any] = {"case": case.name, "wrong": []}
-        rows.append(row)
-        if case.recipe not in recipes():
-            row["wrong"].append(f"recipe {case.recipe} is not known here: prepare the file with this version")
-            continue
-        row.update(_differences(case, entry["outputs"], outputs(case, entry["inputs"], kept["arch"], device)))
-    return rows
+    entry = kept["cases"][index]
+    case = Case(entry["case"]["recipe"], Problem(**entry["case"]["problem"]))
+    row: dict[str, Any] = {"case": case.name, "wrong": []}
+    try:
+        found = outputs(case, entry["inputs"], kept["arch"], torch.device(device))
+        return row | _differences(case, entry["outputs"], found)
+    except Exception as error:  # the other cases are worth comparing all the same
+        row["wrong"].append(f"{type(error).__name__}: {error}")
+        return row
 
 
 def _differences(case: Case, emulated: Tensors, found: Tensors) -> dict[str, Any]:
@@ -143,7 +158,7 @@ def _differences(case: Case, emulated: Tensors, found: Tensors) -> dict[str, Any
 def compare_step(file: Path, directory: Path) -> int:
     """Compare on the CUDA device; prints what is wrong. Returns how the process should end."""
     os.environ["CUTE_ATTN_BACKEND"] = "cuda"
-    rows = compare(file, torch.device("cuda"))
+    rows = compare(file, torch.device("cuda"), os.cpu_count() or 1)
     (directory / "compare.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     for row in rows:
         for message in row["wrong"]:
@@ -163,28 +178,21 @@ def commands(directory: Path, emulated: Path | None, quick: bool, only: list[str
         options = ["--json", str(directory / "bench.json"), *(["--quick"] if quick else [])]
         found["bench"] = [sys.executable, "-c", start, "bench", *options]
     if "tests" in only:
-        found["tests"] = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu",
-            "-q",
-            str(ROOT / "tests"),
-        ]
+        found["tests"] = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(ROOT / "tests")]
     return found
 
 
 def run(
     steps: dict[str, list[str]], directory: Path, seconds: float, clock: Callable[[], float] = time.monotonic
 ) -> dict[str, dict[str, Any]]:
-    """Run each step with what is left of ``seconds``; its output goes to the console and to STEP.txt."""
+    """Run each step; its output goes to the console and to STEP.txt. A step gets an equal share of what is left of
+    ``seconds``: one that hangs does not take the time of those after it."""
     directory.mkdir(parents=True, exist_ok=True)
     ends, results = clock() + seconds, {}
-    for name, command in steps.items():
+    for left, (name, command) in zip(range(len(steps), 0, -1), steps.items(), strict=True):
         started = clock()
         print(f"== {name}", flush=True)
-        status = _run_step(command, directory / f"{name}.txt", max(ends - started, 0.0))
+        status = _run_step(command, directory / f"{name}.txt", max(ends - started, 0.0) / left)
         results[name] = {"status": status, "seconds": round(clock() - started, 1)}
         (directory / "session.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     return results
@@ -193,12 +201,12 @@ def run(
 def _run_step(command: list[str], log: Path, seconds: float) -> int | str:
     """Exit status, or "out of time"."""
     with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
         try:
-            done = subprocess.run(
-                command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, timeout=seconds, check=False
-            )
-            status: int | str = done.returncode
+            status: int | str = process.wait(seconds)
         except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # and the processes that it started to compile
+            process.wait()
             status = "out of time"
     print(log.read_text(encoding="utf-8", errors="replace")[-8000:], flush=True)
     return status
@@ -236,6 +244,8 @@ def main() -> int:
         parser.error("--emulated is for the step compare, which --only leaves out")
     directory = arguments.directory.resolve()
     emulated = arguments.emulated and arguments.emulated.resolve()
+    if emulated is not None and (kept := torch.load(emulated, weights_only=True)["commit"]):
+        os.environ.setdefault("CUTE_ATTN_COMMIT", kept)  # a copy of the sources has no git to ask
     steps = commands(directory, emulated, arguments.quick, only)
     results = run(steps, directory, 60 * arguments.minutes)
     for name, result in results.items():

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 
 from cute_attn import cli, jit, recipes, reference
-from cute_attn.bench import comparison, compilation, problems, results, runner, table
+from cute_attn.bench import comparison, compilation, problems, provenance, results, runner, table
 from cute_attn.bench.accuracy import Sample
 from cute_attn.bench.contender import Formats, Prepared
 from cute_attn.bench.ours import Ours, chosen_recipes, recipe_from_text
@@ -60,7 +61,7 @@ def machine(timer=None) -> Machine:
         "sm_90a",
         timer or FakeTimer(),
         PROVENANCE,
-        lambda: Clocks(1755, 3201, 640, 61),
+        lambda work: Clocks(1755, 3201, 640, 61 + 0 * work().numel()),
     )
 
 
@@ -229,6 +230,7 @@ def test_the_best_peer_is_not_more_accurate():
         row("slow and bad", 3.0, 0.5),
         row("more accurate", 1.3, 0.002, quantises=False, whole=None),
         row("not measured", None, 0.04),
+        row("broken", 0.1, float("nan")),
         replace(row("another problem", 0.2, 0.04), problem=Problem(1, 1, 1, 8, 8, 8, "float16")),
     ]
     assert comparison.best_peer(ours, rows, "attention") == (pytest.approx(1.4), "worse")
@@ -260,6 +262,35 @@ def test_results_read_back_and_are_not_edited(tmp_path):
             results.load(file)
 
 
+def test_where_results_come_from(monkeypatch):
+    installed = provenance.versions()
+    assert installed["torch"] == torch.__version__ and "cute-attn" in installed and "sageattention" not in installed
+    (head,) = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert provenance.commit() in (head, head + "+changes")
+    monkeypatch.setenv("PATH", "")  # no git, as in a copy of the sources on another machine
+    assert provenance.commit() is None
+    monkeypatch.setenv("CUTE_ATTN_COMMIT", "abc")
+    assert provenance.commit() == "abc"
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [("1755, 3201, 640.5, 61", Clocks(1755, 3201, 640.5, 61)), ("[N/A], 1, 2, 3", None), ("", None)],
+)
+def test_clocks_are_read_while_the_device_works(monkeypatch, answer, expected):
+    worked = threading.Event()
+
+    def asked(device, fields):
+        assert worked.wait(10) and fields.startswith("clocks.sm,")
+        return answer.split(", ")
+
+    monkeypatch.setattr(provenance, "_asked", asked)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert provenance.clocks(torch.device("cuda"), worked.set) == expected
+
+
 # A run
 
 
@@ -275,6 +306,8 @@ class FakePeer:
         return Formats(problem.dtype, problem.dtype)
 
     def available(self):
+        if self.where == "import":
+            raise ImportError("undefined symbol")
         return Support("is not installed" if self.where == "available" else None)
 
     def supports(self, problem):
@@ -298,11 +331,11 @@ def test_a_run_with_everything_that_can_go_wrong():
     contenders = [
         Ours("int8", recipes()["int8"], "sm_90a"),
         Ours("int4_int8", recipes()["int4_int8"], "sm_90a"),
-        *(FakePeer(where or "exact", where) for where in ("", "available", "supports", "prepare", "timing")),
+        *(FakePeer(where or "exact", where) for where in ("", "available", "import", "supports", "prepare", "timing")),
     ]
     found = runner.run([problem], contenders, machine(), Settings(pace=Pace(1.0, 0.1, 2, 2)))
     by_name = {row.contender: row for row in found.rows}
-    assert found.absent == {"available": "is not installed"}
+    assert found.absent == {"available": "is not installed", "import": "ImportError: undefined symbol"}
     assert list(by_name) == ["int8", "int4_int8", "exact", "supports", "prepare", "timing"]
     ours = by_name["int8"]
     assert ours.attention.samples == ours.whole.samples == 2 and ours.reason is None

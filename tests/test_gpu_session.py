@@ -60,6 +60,15 @@ def test_differences_are_named(kept, tmp_path, name, change, message):
     assert not any(row["wrong"] for row in rows[1:])
 
 
+def test_a_case_that_cannot_run_leaves_the_others(kept, tmp_path):
+    contents = torch.load(kept, weights_only=True)
+    contents["cases"][0]["case"]["recipe"] = "int3"
+    torch.save(contents, tmp_path / "changed.pt")
+    first, *others = gpu_session.compare(tmp_path / "changed.pt", torch.device("cpu"), jobs=2)
+    assert first["wrong"] == ["KeyError: 'int3'"]
+    assert len(others) == 2 and all(row["same_bits"] and not row["wrong"] for row in others)
+
+
 def test_every_recipe_with_a_kernel_is_compared():
     names = {case.recipe for case in gpu_session.cases("sm_90a")}
     assert names == {name for name in gpu_session.recipes() if not name.startswith("int4")}
@@ -72,13 +81,16 @@ def test_steps_end_each_for_itself(tmp_path, capsys):
         "compare": [*python, "print('fine')"],
         "bench": [*python, "raise SystemExit(3)"],
         "tests": [*python, "import time; print('slow', flush=True); time.sleep(60)"],
+        "more": [*python, "print('there is still time')"],
     }
-    results = gpu_session.run(steps, tmp_path / "out", 6.0)
+    results = gpu_session.run(steps, tmp_path / "out", 8.0)
     assert {name: result["status"] for name, result in results.items()} == {
         "compare": 0,
         "bench": 3,
         "tests": "out of time",
+        "more": 0,
     }
+    assert 3 <= results["tests"]["seconds"] <= 5  # half of what was left
     assert json.loads((tmp_path / "out" / "session.json").read_text()) == results
     assert (tmp_path / "out" / "compare.txt").read_text() == "fine\n"
     assert "slow" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from cute_attn.bench.results import Row
@@ -41,7 +42,8 @@ def best_peer(row: Row, rows: Iterable[Row], mode: str, *, any_accuracy: bool = 
     """How many times as fast as the fastest peer ``row`` is on the same problem, and that peer's name.
 
     Only peers whose error (relative L2) is as large as the row's, or larger, count: to be faster than something more
-    accurate proves little. With ``any_accuracy`` all count. None where there is none, or nothing was measured.
+    accurate proves little. With ``any_accuracy`` all count that are finite. None where there is none, or nothing was
+    measured.
     """
     ours, mine = row.errors, timing(row, mode)
     if ours is None or mine is None:
@@ -49,7 +51,8 @@ def best_peer(row: Row, rows: Iterable[Row], mode: str, *, any_accuracy: bool = 
     rivals = [
         (theirs.median, peer.contender)
         for peer in rows
-        if not peer.ours and peer.problem == row.problem and peer.errors is not None
+        if not peer.ours and peer.problem == row.problem
+        if peer.errors is not None and math.isfinite(peer.errors.rel_l2)
         if (theirs := timing(peer, mode)) is not None
         if any_accuracy or peer.errors.rel_l2 * _EQUAL >= ours.rel_l2
     ]

@@ -27,6 +27,7 @@ class CudaTimer:
 
     def ready(self, call: Callable[[], Any], capturable: bool) -> tuple[Callable[[], Any], str]:
         stream = torch.cuda.Stream(self._device)
+        torch.cuda.synchronize(self._device)  # the operands come from another stream
         with torch.cuda.stream(stream if capturable else torch.cuda.current_stream(self._device)):
             for _ in range(_WARM_CALLS):
                 call()

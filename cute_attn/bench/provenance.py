@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import os
 import platform
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
-__all__ = ["Clocks", "Provenance", "clocks", "provenance"]
+__all__ = ["Clocks", "Provenance", "clocks", "commit", "provenance", "versions"]
 
 _PACKAGES = (
     "cute-attn",
@@ -32,7 +36,7 @@ _PACKAGES = (
 class Provenance:
     """gpu, capability, multiprocessors, memory_bytes, l2_bytes: as PyTorch reports the device; driver, cuda, cudnn:
     versions, None if not known; commit: of the checkout that this package is imported from, with "+changes" if files
-    differ from it, None outside of one."""
+    differ from it; outside of one $CUTE_ATTN_COMMIT, or None."""
 
     gpu: str
     capability: str
@@ -50,7 +54,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Clocks:
-    """What nvidia-smi said right after a problem was measured: MHz, watts, degrees Celsius."""
+    """What nvidia-smi said while one of a problem's calls ran: MHz, watts, degrees Celsius."""
 
     sm_mhz: float
     memory_mhz: float
@@ -74,25 +78,29 @@ def _asked(device: torch.device, fields: str) -> list[str]:
     return [field.strip() for field in (_output(query) or "").split(",")]
 
 
-def clocks(device: torch.device) -> Clocks | None:
-    """The device's clocks now; None where nvidia-smi cannot say."""
-    answer = _asked(device, "clocks.sm,clocks.mem,power.draw,temperature.gpu")
+def clocks(device: torch.device, work: Callable[[], Any]) -> Clocks | None:
+    """The device's clocks while it does ``work``, again and again; None where nvidia-smi cannot say."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(_asked, device, "clocks.sm,clocks.mem,power.draw,temperature.gpu")
+        while not asked.done():
+            work()
+            torch.cuda.synchronize(device)
     try:
-        return Clocks(*(float(field) for field in answer))
+        return Clocks(*(float(field) for field in asked.result()))
     except (TypeError, ValueError):
         return None
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """See `Provenance`."""
     directory = Path(__file__).resolve().parent
     head = _output(["git", "rev-parse", "HEAD"], directory)
     if not head:
-        return None
+        return os.environ.get("CUTE_ATTN_COMMIT")
     return head + ("+changes" if _output(["git", "status", "--porcelain", "--untracked-files=no"], directory) else "")
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Of the packages that matter here, those that are installed."""
     there = {(d.metadata["Name"] or "").lower().replace("_", "-"): d.version for d in metadata.distributions()}
     return {name: there[name] for name in _PACKAGES if name in there}
@@ -112,6 +120,6 @@ def provenance(device: torch.device) -> Provenance:
         cudnn=torch.backends.cudnn.version(),
         python=platform.python_version(),
         system=platform.platform(),
-        packages=_versions(),
-        commit=_commit(),
+        packages=versions(),
+        commit=commit(),
     )

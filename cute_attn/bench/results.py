@@ -29,7 +29,7 @@ class Row:
                there. None where it was not measured
     errors:    of the output against float64, on a sample of the rows
     reason:    why something is missing; None if nothing is
-    clocks:    of the GPU, right after the problem
+    clocks:    of the GPU, while one of the contenders ran
     """
 
     problem: Problem

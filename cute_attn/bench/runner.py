@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from cute_attn.bench.provenance import Clocks, Provenance
 from cute_attn.bench.results import Results, Row
 from cute_attn.bench.timing import Pace, Timer, Timing, measure, said
 from cute_attn.commands.check import random_inputs
+from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 from cute_attn.reference import Errors
 
@@ -29,7 +31,7 @@ class Machine:
     device:     where tensors live
     capability: compute capability, which decides what the peers can do
     arch:       the target that ours is compiled for
-    clocks:     the chip's clocks now
+    clocks:     the chip's clocks while it does, again and again, what it is given
     """
 
     device: torch.device
@@ -37,7 +39,7 @@ class Machine:
     arch: str
     timer: Timer
     provenance: Provenance
-    clocks: Callable[[], Clocks | None]
+    clocks: Callable[[Callable[[], Any]], Clocks | None]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ def run(
 ) -> Results:
     """Measure. A contender that fails has a row that says why; nothing that it raises ends the run."""
     progress = progress or Progress()
-    absent = {c.name: answer.reason or "" for c in contenders if not (answer := c.available())}
+    absent = {c.name: reason for c in contenders if (reason := _why_not(c.available))}
     there = [c for c in contenders if c.name not in absent]
     rows: list[Row] = []
     results = Results(machine.provenance, asdict(settings), absent, ())
@@ -81,6 +83,14 @@ def run(
         if machine.device.type == "cuda":
             torch.cuda.empty_cache()
     return results
+
+
+def _why_not(asked: Callable[[], Support]) -> str | None:
+    """The reason that a contender gives, or what it raises when it is asked: a broken installation does."""
+    try:
+        return asked().reason
+    except Exception as error:
+        return said(error)
 
 
 @dataclass
@@ -107,8 +117,8 @@ def _measured(
         return [_row(problem, entry, None) for entry in entries.values()]
     for name, entry in entries.items():
         progress.step(name)
-        if not (answer := entry.contender.supports(problem)):
-            entry.reasons.append(answer.reason or "")
+        if reason := _why_not(functools.partial(entry.contender.supports, problem)):
+            entry.reasons.append(reason)
             continue
         try:
             prepared = entry.contender.prepare(q, k, v, problem)
@@ -120,7 +130,9 @@ def _measured(
             if call is not None:
                 calls[f"{name}/{mode}"] = (call, entry.contender.capturable)
     progress.step("timing")
-    for key, found in measure(calls, machine.timer, settings.pace, lambda: progress.step("timing")).items():
+    measured = measure(calls, machine.timer, settings.pace, lambda: progress.step("timing"))
+    timed = [key for key, found in measured.items() if isinstance(found, Timing)]
+    for key, found in measured.items():
         name, _, mode = key.rpartition("/")
         entry = entries[name]
         entry.timings = entry.timings or {}
@@ -128,7 +140,7 @@ def _measured(
             entry.timings[mode] = found
         else:
             entry.reasons.append(f"{mode}: {found}")
-    seen = machine.clocks()
+    seen = machine.clocks(calls[timed[0]][0]) if timed else None
     return [_row(problem, entry, seen) for entry in entries.values()]
 
 

@@ -63,7 +63,7 @@ def cuda_machine() -> Machine:
     device = torch.device("cuda", torch.cuda.current_device())
     arch = resolve_arch(None, torch.empty(0, device=device)).name
     capability = torch.cuda.get_device_capability(device)
-    return Machine(device, capability, arch, CudaTimer(device), provenance(device), lambda: clocks(device))
+    return Machine(device, capability, arch, CudaTimer(device), provenance(device), lambda work: clocks(device, work))
 
 
 class _Bar(Progress):
