@@ -44,11 +44,16 @@ _WARP_MMA = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a")
 # m16n8k64 with s4 operands: Hopper and later have no such instruction.
 _INT4_MMA = ("sm_80", "sm_86", "sm_89")
 
+# mma.sync with E4M3 operands, from sm_89 on.
+_E4M3_MMA = ("sm_89", "sm_120a")
+
 _EIGHTS = range(16, 257, 8)
 
 _FAMILIES = (
     _Family("int8", "int8", "int8", _WARP_MMA, _EIGHTS),
     _Family("int8_fp16", "int8", "float16", _WARP_MMA, _EIGHTS),
+    _Family("int8_fp8", "int8", "e4m3", _E4M3_MMA, _EIGHTS),
+    _Family("fp8", "e4m3", "e4m3", _E4M3_MMA, _EIGHTS),
     _Family("int4_int8", "int4", "int8", _INT4_MMA, _EIGHTS),
     _Family("int4_fp16", "int4", "float16", _INT4_MMA, _EIGHTS),
     _Family("fp16", "float16", "float16", _WARP_MMA, _EIGHTS),
