@@ -120,7 +120,7 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
         *inputs,
         causal=problem.causal,
         recipe=recipe,
-        warp_rows=16 * tile.m_tiles,
+        warp_rows=tile.warp_rows,
         cta_rows=tile.rows,
     )
     exact, _ = reference.attention(*inputs, causal=problem.causal)
