@@ -43,15 +43,19 @@ def attention_kernel(
         "out_align": out_align,
         "recipe": KERNEL_RECIPES[recipe.qk_format, recipe.pv_format],
         "accumulate": recipe.accumulate,
-        "smooth_q": recipe.smooth_q,
         "smooth_v": recipe.smooth_v,
         "varlen_k": varlen_k,
         "stages": tile.stages,
     }
-    from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
+    if isinstance(tile, TileConfig):
+        from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 
-    assert isinstance(tile, TileConfig)
-    return AttentionSm80, AttentionConfig(**common, warps=tile.warps, m_tiles=tile.m_tiles)
+        config = AttentionConfig(**common, smooth_q=recipe.smooth_q, warps=tile.warps, m_tiles=tile.m_tiles)
+        return AttentionSm80, config
+    from cute_attn.kernels.attention_sm90 import AttentionSm90, AttentionSm90Config
+
+    per_token = recipe.qk_scale == "token"
+    return AttentionSm90, AttentionSm90Config(**common, k_scale_per_token=per_token, warpgroups=tile.warpgroups)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -6,11 +6,11 @@ import functools
 from dataclasses import replace
 
 from cute_attn.arch import Arch
-from cute_attn.attention_kernels import shared_bytes
+from cute_attn.attention_kernels import attention_kernel, shared_bytes
 from cute_attn.recipe import Recipe
-from cute_attn.tile_config import TileConfig
+from cute_attn.tile_config import TileConfig, WarpgroupTileConfig
 
-__all__ = ["warp_tile"]
+__all__ = ["warp_tile", "warpgroup_tile"]
 
 _LARGE_TILES = (
     TileConfig(warps=4, m_tiles=2, stages=2),
@@ -63,3 +63,22 @@ def _largest_32_row_head_dim(recipe: Recipe, arch: Arch) -> int:
     """
     most = 256 if recipe.accumulate == "float16" else 128
     return most // 2 if arch.name == "sm_120a" and recipe.accumulate != "int32" else most
+
+
+def warpgroup_tile(recipe: Recipe, head_dim: int, seq_q: int, arch: Arch) -> WarpgroupTileConfig:
+    """Of the warpgroup-MMA kernels: the smallest CTA that holds all of Q, or the largest that there is."""
+    full = _large_warpgroup_tile(recipe, head_dim, arch)
+    smaller = (replace(full, warpgroups=n) for n in range(1, full.warpgroups))
+    return next((tile for tile in smaller if seq_q <= tile.rows), full)
+
+
+@functools.lru_cache(maxsize=1024)
+def _large_warpgroup_tile(recipe: Recipe, head_dim: int, arch: Arch) -> WarpgroupTileConfig:
+    """As many consumer warpgroups as registers allow, which read a KV tile together, then as many stages as fit."""
+    tiles = [WarpgroupTileConfig(warpgroups, stages) for warpgroups in (3, 2, 1) for stages in (4, 3, 2)]
+    return next(tile for tile in tiles if _fits(recipe, head_dim, tile, arch))
+
+
+def _fits(recipe: Recipe, head_dim: int, tile: WarpgroupTileConfig, arch: Arch) -> bool:
+    kernel_class, config = attention_kernel(recipe, head_dim, recipe.dtypes[0], False, tile)
+    return not kernel_class.can_implement(config) and kernel_class(config).shared_bytes <= arch.shared_bytes

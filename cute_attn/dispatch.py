@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from cute_attn.arch import Arch, arch_from_name
 from cute_attn.attention_kernels import attention_kernel, shared_bytes
-from cute_attn.default_tiles import warp_tile
+from cute_attn.default_tiles import warp_tile, warpgroup_tile
 from cute_attn.problem import Problem
 from cute_attn.recipe import RECIPES, Recipe, as_recipe
-from cute_attn.tile_config import AnyTileConfig, TileConfig
+from cute_attn.tile_config import AnyTileConfig, TileConfig, WarpgroupTileConfig
 
 if TYPE_CHECKING:
     from cute_attn.kernels.tile_image import TileImage
@@ -34,13 +34,19 @@ class _Family:
     """Kernels that share a main loop, and the formats and chips they serve.
 
     tile: the class of their tile configs
+    only: fields of a recipe of which not every value is served, and the values that are
     """
 
     tile: type[AnyTileConfig]
     qk_format: str
     pv_format: str
     archs: tuple[str, ...]
-    head_dims: range
+    head_dims: range = range(16, 257, 8)
+    only: tuple[tuple[str, tuple[object, ...]], ...] = ()
+
+    def serves(self, recipe: Recipe) -> bool:
+        formats = (self.qk_format, self.pv_format) == (recipe.qk_format, recipe.pv_format)
+        return formats and all(getattr(recipe, field) in values for field, values in self.only)
 
 
 # Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
@@ -52,17 +58,28 @@ _INT4_MMA = ("sm_80", "sm_86", "sm_89")
 # mma.sync with E4M3 operands, from sm_89 on.
 _E4M3_MMA = ("sm_89", "sm_90a", "sm_120a")
 
-_EIGHTS = range(16, 257, 8)
+# Warpgroup MMAs exist on Hopper alone. There, nothing adds what smoothing Q takes off the scores, and sums are float32.
+_WGMMA = ("sm_90a",)
+_NO_DELTA = ("smooth_q", (False,))
+
+
+def _accumulates_in(accumulator: str) -> tuple[str, tuple[object, ...]]:
+    return "accumulate", (accumulator,)
+
 
 _FAMILIES = (
-    _Family(TileConfig, "int8", "int8", _WARP_MMA, _EIGHTS),
-    _Family(TileConfig, "int8", "float16", _WARP_MMA, _EIGHTS),
-    _Family(TileConfig, "int8", "e4m3", _E4M3_MMA, _EIGHTS),
-    _Family(TileConfig, "e4m3", "e4m3", _E4M3_MMA, _EIGHTS),
-    _Family(TileConfig, "int4", "int8", _INT4_MMA, _EIGHTS),
-    _Family(TileConfig, "int4", "float16", _INT4_MMA, _EIGHTS),
-    _Family(TileConfig, "float16", "float16", _WARP_MMA, _EIGHTS),
-    _Family(TileConfig, "bfloat16", "bfloat16", _WARP_MMA, _EIGHTS),
+    _Family(WarpgroupTileConfig, "int8", "e4m3", _WGMMA, only=(_NO_DELTA, _accumulates_in("float32+float32"))),
+    _Family(WarpgroupTileConfig, "e4m3", "e4m3", _WGMMA, only=(_NO_DELTA, _accumulates_in("float32+float32"))),
+    _Family(WarpgroupTileConfig, "int8", "int8", _WGMMA, only=(_NO_DELTA,)),
+    _Family(WarpgroupTileConfig, "int8", "float16", _WGMMA, only=(_NO_DELTA, _accumulates_in("float32"))),
+    _Family(TileConfig, "int8", "int8", _WARP_MMA),
+    _Family(TileConfig, "int8", "float16", _WARP_MMA),
+    _Family(TileConfig, "int8", "e4m3", _E4M3_MMA),
+    _Family(TileConfig, "e4m3", "e4m3", _E4M3_MMA),
+    _Family(TileConfig, "int4", "int8", _INT4_MMA),
+    _Family(TileConfig, "int4", "float16", _INT4_MMA),
+    _Family(TileConfig, "float16", "float16", _WARP_MMA),
+    _Family(TileConfig, "bfloat16", "bfloat16", _WARP_MMA),
 )
 """Where two serve the same formats on the same chip, the first one does unless a tile config asks for the other."""
 
@@ -76,7 +93,7 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: AnyTileConfig 
     """None if a kernel serves this call, else the reason, with what to use instead."""
     families = _families(recipe, arch)
     if not families:
-        archs = dict.fromkeys(arch for f in _FAMILIES if _has_formats(f, recipe) for arch in f.archs)
+        archs = dict.fromkeys(arch for f in _FAMILIES if f.serves(recipe) for arch in f.archs)
         return f"recipe {recipe.name!r} has no kernel for {arch.name} ({arch.gpus}); it runs on {', '.join(archs)}"
     family = next((f for f in families if config is None or type(config) is f.tile), None)
     if family is None:
@@ -107,13 +124,9 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: AnyTileConfig 
     return _kernel_refusal(recipe, problem.head_dim, problem.dtype, problem.causal, tile, arch)
 
 
-def _has_formats(family: _Family, recipe: Recipe) -> bool:
-    return (family.qk_format, family.pv_format) == (recipe.qk_format, recipe.pv_format)
-
-
 @functools.lru_cache(maxsize=1024)
 def _families(recipe: Recipe, arch: Arch) -> tuple[_Family, ...]:
-    return tuple(f for f in _FAMILIES if _has_formats(f, recipe) and arch.name in f.archs)
+    return tuple(f for f in _FAMILIES if f.serves(recipe) and arch.name in f.archs)
 
 
 def supports(recipe: str | Recipe, arch: str, problem: Problem, config: AnyTileConfig | None = None) -> Support:
@@ -136,7 +149,9 @@ def quantizer_refusal(recipe: Recipe, arch: Arch, shape: tuple[int, ...]) -> str
 @functools.lru_cache(maxsize=1024)
 def default_config(recipe: Recipe, problem: Problem, arch: Arch) -> AnyTileConfig:
     """The tile config for a problem nobody has tuned."""
-    return warp_tile(recipe, problem.head_dim, problem.seq_q, arch)
+    kinds = [family.tile for family in _families(recipe, arch)]
+    choose = warpgroup_tile if kinds and kinds[0] is WarpgroupTileConfig else warp_tile
+    return choose(recipe, problem.head_dim, problem.seq_q, arch)
 
 
 @functools.lru_cache(maxsize=1024)
