@@ -20,6 +20,7 @@ __all__ = [
     "opaque",
     "pack_bf16x2",
     "pack_bytes_f16",
+    "pack_e4m3x4",
     "pack_f16x2",
     "shift_right",
 ]
@@ -103,6 +104,20 @@ def pack_f16x2(low: Float32, high: Float32) -> Int32:
 def pack_bf16x2(low: Float32, high: Float32) -> Int32:
     """The same in bfloat16."""
     return Int32(_asm(T.i32(), "cvt.rn.bf16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
+
+
+def pack_e4m3x4(values: list[Float32]) -> Int32:
+    """Four float32 rounded half to even to E4M3, from the low byte up: NaN is 0x7F, what is beyond ±448 becomes that.
+
+    Two F2FP; sm_89 is the first to have them.
+    """
+    text = (
+        "{.reg .b16 a, b; "
+        "cvt.rn.satfinite.e4m3x2.f32 a, $2, $1; "
+        "cvt.rn.satfinite.e4m3x2.f32 b, $4, $3; "
+        "mov.b32 $0, {a, b};}"
+    )
+    return Int32(_asm(T.i32(), text, values, "=r,f,f,f,f"))
 
 
 def multiply_f16x2(a: Int32, b: Int32) -> Int32:
