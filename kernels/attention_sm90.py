@@ -7,7 +7,7 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float8E4M3FN, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
+from cutlass import BFloat16, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
 from .epilogue import Epilogue
@@ -17,19 +17,24 @@ from .operand_planes import PLANE_BYTES_PER_ROW, lane_index, operand_planes
 from .row_copy import RowCopy
 from .scores_warpgroup import SMALLEST_FACTOR, WarpgroupScores
 from .sequence import SequenceBounds
-from .softmax_warpgroup import WarpgroupSoftmax
+from .softmax_warpgroup import WarpgroupSoftmax, value_parts
 from .tile_image import TileImage
 from .warpgroup_mma import ROWS
 
 __all__ = ["HEAD_DIMS", "TILE_TOKENS", "AttentionSm90", "AttentionSm90Config"]
 
-HEAD_DIMS = range(16, 129, 8)
+HEAD_DIMS = range(16, 257, 8)
 """Head dims that there are kernels for."""
 
 TILE_TOKENS = 128
 """Tokens of a KV tile."""
 
-_FORMATS = {"int8_fp8": ("int8", "e4m3", "float32+float32")}
+_FORMATS = {
+    "int8_fp8": ("int8", "e4m3", "float32+float32"),
+    "fp8": ("e4m3", "e4m3", "float32+float32"),
+    "int8": ("int8", "int8", "int32"),
+    "int8_fp16": ("int8", "float16", "float32"),
+}
 """Recipe to formats of K and V in the tile image, and how P·V is accumulated."""
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
@@ -53,7 +58,7 @@ _CONSUMERS_BARRIER = 1
 class AttentionSm90Config:
     """Static configuration: one compiled kernel per value.
 
-    head_dim:  D, a multiple of 8 from 16 to 128
+    head_dim:  D, a multiple of 8 from 16 to 256
     out_dtype: "float16" or "bfloat16"
     causal:    query i sees keys up to i + seq_k - seq_q
     has_lse:   whether the log-sum-exp is written
@@ -62,8 +67,8 @@ class AttentionSm90Config:
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2: half of the 50 MB of an H100,
                whose other half is far
     recipe, accumulate: as of cute_attn.Recipe
-    k_scale_per_token: whether every token of K has a scale of its own, which costs a multiplication per score; otherwise
-               the tokens {16i + 4t … + 3} of a tile share theirs, for each t
+    k_scale_per_token: whether every token of K has a scale of its own, which costs a multiplication per score;
+               otherwise the tokens {16i + 4t … + 3} of a tile share theirs, for each t
     smooth_v:  whether a tensor brings back V's mean
     varlen_k:  whether every batch element has its own number of keys, given by a tensor
     """
@@ -115,6 +120,12 @@ class AttentionSm90:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
         if config.accumulate != (expected := _FORMATS[config.recipe][2]):
             return f"accumulate={config.accumulate!r} is not {expected}, which recipe={config.recipe!r} needs"
+        registers = _CONSUMER_REGISTERS[config.warpgroups]
+        if value_parts(_image(config), registers) is None:
+            return (
+                f"warpgroups={config.warpgroups} leave {registers} registers a thread, too few for "
+                f"head_dim={config.head_dim}: use warpgroups=2"
+            )
         if (needed := _shared_bytes(config)) > _SHARED_BYTES:
             return (
                 f"stages={config.stages} need {needed} bytes of shared memory with warpgroups={config.warpgroups} and "
@@ -131,11 +142,10 @@ class AttentionSm90:
             order = tuple(reversed(range(len(shape))))
             return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
 
-        element = Int8 if self.image.keys == "int8" else Float8E4M3FN
         strides = tuple(cute.sym_int64(divisibility=c.out_align // 2) for _ in range(3))
         out_dtype = _OUT_DTYPES[c.out_dtype]
         return (
-            compact(element, (batch, heads, seq_q, self.image.key_bytes), 16),
+            compact(Int8, (batch, heads, seq_q, self.image.key_bytes), 16),
             *(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2)),
             compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
             compact(Float32, (batch, kv_heads, c.head_dim), 16),
@@ -168,7 +178,7 @@ class AttentionSm90:
     ):
         """Launch. The arguments are those of `AttentionSm80`, in its order, for recipes that quantise:
 
-        q:       int8 or float8_e4m3fn [B, Hq, Sq, `image.key_bytes`], zeros past D; compact, as q_scale and q_bias
+        q:       int8 [B, Hq, Sq, `image.key_bytes`]: INT8, or E4M3's bytes, zeros past D; compact, as q_scale, q_bias
         keys:    uint8 [B, Hkv, T, bytes], compact: tile images of 128 tokens with rows of ones, T = ceil(seq_k / 128)
         delta:   None: what smoothing Q takes off the scores is not brought back here
         """
@@ -316,7 +326,8 @@ class AttentionSm90:
         scores = WarpgroupScores.create(
             queries, self.rows, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token
         )
-        softmax = WarpgroupSoftmax.create(ring.tiles, *stages, self.image)
+        registers = _CONSUMER_REGISTERS[c.warpgroups]
+        softmax = WarpgroupSoftmax.create(ring.tiles, *stages, self.image, registers)
         mine = SequenceBounds(
             bounds.seq_q, bounds.seq_k, bounds.row_begin + warpgroup * ROWS, ROWS, TILE_TOKENS, c.causal
         )
@@ -329,8 +340,15 @@ class AttentionSm90:
         while tile > full:
             tile = tile - 1
             self.visit(ring, scores, softmax, mask.at(tile * TILE_TOKENS))
-        for _ in cutlass.range(full, unroll=1):
-            self.visit(ring, scores, softmax, None)
+        if const_expr(softmax.chunk_tiles is None):
+            for _ in cutlass.range(full, unroll=1):
+                self.visit(ring, scores, softmax, None)
+        else:
+            for chunk in cutlass.range((full + (softmax.chunk_tiles - 1)) // softmax.chunk_tiles, unroll=1):
+                softmax.bound_sums()
+                left = full - chunk * softmax.chunk_tiles
+                for _ in cutlass.range(cutlass.min(left, softmax.chunk_tiles), unroll=1):
+                    self.visit(ring, scores, softmax, None)
         return softmax
 
     @cute.jit

@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW, lane_index
 from .tile_image import TileImage
-from .warpgroup_mma import ROWS, accumulators, multiply, plane_operand, warpgroup_mma
+from .warpgroup_mma import ROWS, multiply, plane_operand, warpgroup_mma
 
 __all__ = ["SMALLEST_FACTOR", "WarpgroupScores"]
 
@@ -78,7 +78,8 @@ class WarpgroupScores:
 
     def multiply(self, stage: Int32) -> cute.Tensor:
         """The sums of Q·Kᵀ, int32 or float32 ((2,2), n8 tile), for the tile in ``stage``."""
-        sums = accumulators(self.image.tokens, Int32 if self.image.keys == "int8" else Float32)
+        element = Int32 if self.image.keys == "int8" else Float32
+        sums = cute.make_rmem_tensor(((2, 2, self.image.tokens // 8), 1, 1), element)
         warpgroup.fence()
         multiply(self.mma, sums, self.queries[None, None, None, 0], self.keys[None, None, None, stage], add=False)
         warpgroup.commit_group()

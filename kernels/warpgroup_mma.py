@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import cutlass.cute as cute
-from cutlass import Float8E4M3FN, Float16, Float32, Int8, Int32, Uint8
+from cutlass import Float8E4M3FN, Float32, Int8, Int32, Uint8
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW
 
-__all__ = ["ROWS", "accumulators", "multiply", "plane_operand", "warpgroup_mma"]
+__all__ = ["ROWS", "multiply", "plane_operand", "warpgroup_mma"]
 
 ROWS = 64
 """Rows of A, and of the accumulator, of a warpgroup's MMA."""
@@ -21,8 +21,9 @@ _K = OperandMajorMode.K
 def warpgroup_mma(a: Any, b: Any, columns: int, *, a_in_registers: bool = False) -> cute.TiledMma:
     """wgmma.m64n``columns`` of A [64, k] in type ``a`` and B [columns, k] in type ``b``, both K-major.
 
-    Sums of integers are int32, of floats float32. columns: 8 to 256 in steps of 8; of integers, above 32, of 16. A lane's
-    accumulators and the registers of A are, in each of the four warps, those of m16n8 MMAs: see `atoms.MmaInt8Op`.
+    Sums of integers are int32, of floats float32. columns: 8 to 256 in steps of 8; of integers, above 32, of 16. A
+    lane's accumulators, ((2, 2, columns/8), 1, 1), and the registers of A are, in each of the four warps, those of
+    m16n8 MMAs: see `atoms.MmaInt8Op`.
     """
     source = warpgroup.OperandSource.RMEM if a_in_registers else warpgroup.OperandSource.SMEM
     shape = (ROWS, columns, 256 // a.width)
@@ -52,11 +53,6 @@ def plane_operand(
     return cute.make_tensor(cute.recast_ptr(planes, cute.make_swizzle(1, 4, 3), dtype=element), layout)
 
 
-def accumulators(columns: int, element: Any) -> cute.Tensor:
-    """A lane's sums of a product, not set to anything: ((2, 2, columns/8), 1, 1), (column, row + 8, n8 tile)."""
-    return cute.make_rmem_tensor(((2, 2, columns // 8), 1, 1), element)
-
-
 def multiply(mma: cute.TiledMma, sums: cute.Tensor, a: cute.Tensor, b: cute.Tensor, *, add: bool) -> None:
     """Issue sums = A·B, or if ``add`` sums += A·B: one instruction a plane. `warpgroup.fence` comes before, the commit
     and the wait after.
@@ -66,5 +62,5 @@ def multiply(mma: cute.TiledMma, sums: cute.Tensor, a: cute.Tensor, b: cute.Tens
     atom = cute.make_mma_atom(mma.op)
     atom.set(warpgroup.Field.ACCUMULATE, add)
     for k in range(cute.size(b.shape[2])):
-        cute.gemm(atom, sums, a[None, None, k], b[None, None, k], sums)
+        cute.mma_atom_call(atom, sums[None, 0, 0], a[None, 0, k], b[None, 0, k], sums[None, 0, 0])
         atom.set(warpgroup.Field.ACCUMULATE, True)
