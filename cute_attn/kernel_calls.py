@@ -58,7 +58,9 @@ def quantizer_kernels(
         "key_value_statistics": (KeyValueStatistics, StatisticsConfig(rows, **smooth_v)),
         "finish_statistics": (
             FinishStatistics,
-            FinishConfig(layout.head_dim, recipe.v_scale, recipe.pv_format, **smooth_v),
+            FinishConfig(
+                layout.head_dim, recipe.v_scale, recipe.pv_format, **smooth_v, largest_value=recipe.largest_value
+            ),
         ),
         "key_value_tiles": (KeyValueTiles, TilesConfig(rows, **image, k_scale=recipe.qk_scale, **smooth_v)),
         "query_rows": (QueryRows, QueryConfig(rows, recipe.qk_format, recipe.qk_scale, smooth_q=recipe.smooth_q)),

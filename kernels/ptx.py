@@ -19,6 +19,7 @@ __all__ = [
     "multiply_f16x2",
     "opaque",
     "pack_bf16x2",
+    "pack_bytes_e4m3",
     "pack_bytes_f16",
     "pack_e4m3x4",
     "pack_f16x2",
@@ -94,6 +95,17 @@ def pack_bytes_f16(p: list[Float32]) -> Int32:
         "prmt.b32 $0, a, b, 0x6420;}"
     )
     return Int32(_asm(T.i32(), text, [*p, Int32(0x64006400)], "=r,f,f,f,f,r"))
+
+
+def pack_bytes_e4m3(p: list[Float32]) -> Int32:
+    """Four float32 rounded to E4M3, at most 448, as the bytes of one register, p[0] lowest: two F2FP."""
+    text = (
+        "{.reg .b16 a, b; "
+        "cvt.rn.satfinite.e4m3x2.f32 a, $2, $1; "
+        "cvt.rn.satfinite.e4m3x2.f32 b, $4, $3; "
+        "mov.b32 $0, {a, b};}"
+    )
+    return Int32(_asm(T.i32(), text, p, "=r,f,f,f,f"))
 
 
 def pack_f16x2(low: Float32, high: Float32) -> Int32:

@@ -123,6 +123,7 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
         recipe=recipe,
         warp_rows=tile.warp_rows,
         cta_rows=tile.rows,
+        tile_tokens=tile.tile_tokens,
     )
     exact, _ = reference.attention(*inputs, causal=problem.causal)
     figures: dict[str, Any] = {
