@@ -6,7 +6,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cute_attn.arch import Arch, arch_from_name
+from cute_attn.arch import ARCHS, Arch, arch_from_name
 from cute_attn.attention_kernels import attention_kernel, shared_bytes
 from cute_attn.default_tiles import warp_tile, warpgroup_tile
 from cute_attn.problem import Problem
@@ -72,6 +72,8 @@ _FAMILIES = (
     _Family(WarpgroupTileConfig, "e4m3", "e4m3", _WGMMA, only=(_NO_DELTA, _accumulates_in("float32+float32"))),
     _Family(WarpgroupTileConfig, "int8", "int8", _WGMMA, only=(_NO_DELTA,)),
     _Family(WarpgroupTileConfig, "int8", "float16", _WGMMA, only=(_NO_DELTA, _accumulates_in("float32"))),
+    _Family(WarpgroupTileConfig, "float16", "float16", _WGMMA),
+    _Family(WarpgroupTileConfig, "bfloat16", "bfloat16", _WGMMA),
     _Family(TileConfig, "int8", "int8", _WARP_MMA),
     _Family(TileConfig, "int8", "float16", _WARP_MMA),
     _Family(TileConfig, "int8", "e4m3", _E4M3_MMA),
@@ -93,7 +95,7 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: AnyTileConfig 
     """None if a kernel serves this call, else the reason, with what to use instead."""
     families = _families(recipe, arch)
     if not families:
-        archs = dict.fromkeys(arch for f in _FAMILIES if f.serves(recipe) for arch in f.archs)
+        archs = (name for name in ARCHS if any(f.serves(recipe) and name in f.archs for f in _FAMILIES))
         return f"recipe {recipe.name!r} has no kernel for {arch.name} ({arch.gpus}); it runs on {', '.join(archs)}"
     family = next((f for f in families if config is None or type(config) is f.tile), None)
     if family is None:

@@ -14,7 +14,7 @@ import cutlass.cute as cute
 from cutlass import Float32, Int32
 from cutlass.cutlass_dsl import select_
 
-from .ptx import pack_e4m3x4, pack_f16x2
+from .ptx import pack_bytes_e4m3, pack_f16x2
 from .tile_image import SCORE_MAGIC
 
 __all__ = [
@@ -75,7 +75,7 @@ def quantised_word(values: list[Float32], inverse: Float32, form: str) -> Int32:
     if form == "float16":
         return pack_f16x2(*(value * inverse for value in values))
     if form == "e4m3":
-        return pack_e4m3x4([value * inverse for value in values])
+        return pack_bytes_e4m3([value * inverse for value in values])
     if form == "int4":
         even, odd = (_int8x4(values[i::2], inverse, LARGEST["int4"]) for i in range(2))
         return (even & 0x0F0F0F0F) | ((odd << 4) & ~0x0F0F0F0F)
