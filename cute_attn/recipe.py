@@ -22,12 +22,16 @@ _UNQUANTISED: _Fields = {
     "smooth_v": (False,),
     "accumulate": ("float32",),
 }
+_E4M3_QK: _Fields = _INTEGER_QK | {"smooth_q": (False,)}
 _INT8_PV: _Fields = {"v_scale": ("channel", "tensor"), "accumulate": ("int32",)}
 _FLOAT16_PV: _Fields = {"v_scale": ("channel",), "accumulate": ("float32", "float16", "float16+float32")}
+_E4M3_PV: _Fields = {"v_scale": ("channel",), "accumulate": ("float32+float32", "float16+float32")}
 
 _ALLOWED: dict[tuple[str, str], _Fields] = {
     ("int8", "int8"): _INTEGER_QK | _INT8_PV,
     ("int8", "float16"): _INTEGER_QK | _FLOAT16_PV,
+    ("int8", "e4m3"): _INTEGER_QK | _E4M3_PV,
+    ("e4m3", "e4m3"): _E4M3_QK | _E4M3_PV,
     ("int4", "int8"): _INTEGER_QK | _INT8_PV,
     ("int4", "float16"): _INTEGER_QK | _FLOAT16_PV,
     ("float16", "float16"): _UNQUANTISED,
@@ -41,25 +45,30 @@ class Recipe:
     """How one attention forward is quantised.
 
     name:       the preset this recipe is, or was made from
-    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127), "int4" (−7…7), or "float16" or "bfloat16", as Q and
-                K are
+    qk_format:  operands of S = Q·Kᵀ: "int8" (symmetric, −127…127), "int4" (−7…7), "e4m3" (8-bit floats up to 448), or
+                "float16" or "bfloat16", as Q and K are
     qk_scale:   which tokens of Q and K share a scale; None if they are not quantised. "token": none do. "thread": the
-                rows {g, g+8, g+16, g+24} of 32 of Q, and the tokens {16i+4t…16i+4t+3} of 64 of K, which are those that
-                one thread of the MMA holds (SageAttention2, arXiv 2411.10958, section 3.2, with this kernel's order of
-                tokens). "warp": 32 rows of Q, 64 tokens of K. "block": 128 and 64. All cost the same here, for the
-                kernel always reads one scale per token: "token" is the most accurate, the others are there to compare
+                rows {g, g+8, g+16, g+24} of 32 of Q, and the tokens {16i+4t…16i+4t+3} of a tile of K, which are those
+                that one thread of the MMA holds (SageAttention2, arXiv 2411.10958, section 3.2, with this kernel's
+                order of tokens). "warp": 32 rows of Q, a tile of K. "block": 128 rows and a tile. A tile is 64 tokens,
+                128 on sm_90a. There, "token" costs one instruction more per score than the others; elsewhere all cost
+                the same and "token" is the most accurate
     smooth_k:   K's mean over tokens is subtracted before quantisation; softmax does not see it, the LSE is corrected
                 (SageAttention, arXiv 2410.02367, section 4.2)
     smooth_q:   the mean of every 128 rows of Q is subtracted before quantisation, and what it took off the scores is
                 added to them in float32 (SageAttention2, section 3.1): one instruction more per score than without
-    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127), "float16", or "bfloat16"
+    pv_format:  operands of O = P·V: "int8" (P as unsigned 8-bit 0…255, V symmetric −127…127), "e4m3" (P up to 448),
+                "float16", or "bfloat16"
     v_scale:    one scale of V per "channel" of a KV head, or one per "tensor" (per batch element and KV head). In
                 float16 it is a power of two, which costs no accuracy and keeps bfloat16's range. None: V as it is
     smooth_v:   V's mean over tokens is subtracted before quantisation and added to the output: worth it where V has a
                 large mean, which "float16" accumulators and 8-bit values feel (SageAttention2, section 3.3)
     accumulate: accumulator of O = P·V: "int32", rescaled by shifts, for pv_format "int8". For "float16": "float32";
                 "float16" for all keys, for tensor cores that are faster so, and the less accurate the more keys
-                count; or "float16+float32", float16 within 64 keys, whose sums are added in float32
+                count; or "float16+float32", float16 within 64 keys, whose sums are added in float32. For "e4m3":
+                "float32+float32", the tensor cores' sums, of about 22 bits, within a tile of keys, which are added in
+                float32 (SageAttention2, section 3.3); or "float16+float32" (SageAttention2++, arXiv 2505.21136), for
+                which V's largest value becomes 2.25, so that no sum of 64 keys passes float16's range
 
     Raises ValueError when a field holds a value that is not offered.
     """
@@ -90,12 +99,19 @@ class Recipe:
     @property
     def quantises(self) -> bool:
         """Whether Q, K and V are quantised at all."""
-        return self.qk_format in ("int8", "int4")
+        return self.qk_format in ("int8", "int4", "e4m3")
 
     @property
     def dtypes(self) -> tuple[str, ...]:
         """Element types of Q, K and V that the recipe takes."""
         return ("float16", "bfloat16") if self.quantises else (self.qk_format,)
+
+    @property
+    def largest_value(self) -> float | None:
+        """What the largest magnitude of V becomes in pv_format; None if V is as it is, or scaled by a power of two."""
+        if self.pv_format == "e4m3":
+            return 2.25 if self.accumulate == "float16+float32" else 448.0
+        return 127.0 if self.pv_format == "int8" else None
 
     def replace(self, **changes: object) -> Recipe:
         """This recipe with some fields changed, for example ``recipes()["int8"].replace(v_scale="tensor")``."""
@@ -103,7 +119,7 @@ class Recipe:
 
     def quantises_like(self, other: Recipe) -> bool:
         """Whether what was quantised for one of the two can be used with the other."""
-        names = {f.name for f in fields(self)} - {"name", "accumulate"}
+        names = {f.name for f in fields(self)} - {"name", "accumulate"} | {"largest_value"}
         return all(getattr(self, name) == getattr(other, name) for name in names)
 
 
@@ -116,6 +132,8 @@ RECIPES: dict[str, Recipe] = {
     for r in (
         Recipe("int8"),
         Recipe("int8_fp16", pv_format="float16", accumulate="float32"),
+        Recipe("int8_fp8", qk_scale="thread", pv_format="e4m3", accumulate="float32+float32"),
+        Recipe("fp8", "e4m3", qk_scale="thread", pv_format="e4m3", accumulate="float32+float32"),
         Recipe("int4_int8", "int4", smooth_q=True),
         Recipe("int4_fp16", "int4", smooth_q=True, pv_format="float16", accumulate="float32"),
         _unquantised("fp16", "float16"),

@@ -22,7 +22,7 @@ from cute_attn.tile_images import unpack_tile_images
 __all__ = ["attention", "attention_on_image", "attention_quantised", "attention_unquantised"]
 
 _SMALLEST_ROW_SCALE = 2.0**-100
-_CHUNK_TILES = 256
+_CHUNK_TOKENS = 16384
 
 
 def attention_quantised(
@@ -39,16 +39,18 @@ def attention_quantised(
     out_dtype: torch.dtype = torch.float16,
     warp_rows: int = 32,
     cta_rows: int = 128,
+    tile_tokens: int = TILE_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention kernel on plain quantised tensors.
 
-    query:  integers as int8 [B, Hq, Sq, D], scale and bias float32 [B, Hq, Sq]
-    keys:   integers as int8 [B, Hkv, Sk, D], scale float32 [B, Hkv, Sk] (22 significant bits)
+    query:  [B, Hq, Sq, D] in the recipe's qk_format (integers as int8), scale and bias float32 [B, Hq, Sq]
+    keys:   [B, Hkv, Sk, D] in the same format, scale float32 [B, Hkv, Sk] (of integers: 22 significant bits)
     values: [B, Hkv, Sk, D] in the recipe's pv_format, scale float32 [B, Hkv, D]
     delta:  float32 [B, Hq, ceil(Sq/128), ≥ Sk] of a smoothed Q, added to the scores of 128 rows
     v_mean: float32 [B, Hkv, D] of a smoothed V, added to the output
     key_lengths: keys of every batch element, as if clamped to 0 … Sk; None: all have Sk
     warp_rows, cta_rows: query rows of one warp (they share the decision to rescale) and of one CTA
+    tile_tokens: keys of a KV tile
 
     Returns out ``out_dtype`` [B, Hq, Sq, D] and lse float32 [B, Hq, Sq].
     """
@@ -69,6 +71,7 @@ def attention_quantised(
                     out_dtype=out_dtype,
                     warp_rows=warp_rows,
                     cta_rows=cta_rows,
+                    tile_tokens=tile_tokens,
                 )
             )
         return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
@@ -97,7 +100,7 @@ def attention_quantised(
         blocks = (torch.arange(padded) // BLOCK_TOKENS).clamp(max=delta.shape[2] - 1)
     of_scores = row_scale if delta is None else factor.expand_as(row_scale).clamp(min=_SMALLEST_ROW_SCALE)
     rows = rows_of(as_recipe(recipe))(of_scores, head_dim, warp_rows)
-    visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal)
+    visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal, tile_tokens)
     return _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)
 
 
@@ -108,16 +111,18 @@ def _visit_tiles(
     seq_q: int,
     cta_rows: int,
     causal: bool,
+    tile_tokens: int,
 ) -> torch.Tensor:
     """All KV tiles, from the last to the first; returns, per query, whether it sees a key.
 
     scores: y float32 [B, Hq, rows, tokens] of the tokens of one tile; v: float32 [B, Hq, Sk, D]
     """
     seq_k = v.shape[2]
-    limit, first_full = _visible_keys(rows.scale.shape[2], seq_q, seq_k, cta_rows, causal, v.device)
-    for tile in reversed(range(-(-seq_k // TILE_TOKENS))):
-        tokens = slice(tile * TILE_TOKENS, min((tile + 1) * TILE_TOKENS, seq_k))
-        rows.bound_sums((first_full >= tile) & ((first_full - tile) % _CHUNK_TILES == 0))
+    limit, unmasked = _visible_keys(rows.scale.shape[2], seq_q, seq_k, cta_rows, causal, v.device)
+    first_full = unmasked // tile_tokens - 1
+    for tile in reversed(range(-(-seq_k // tile_tokens))):
+        tokens = slice(tile * tile_tokens, min((tile + 1) * tile_tokens, seq_k))
+        rows.bound_sums((first_full >= tile) & ((first_full - tile) % (_CHUNK_TOKENS // tile_tokens) == 0))
         hidden = torch.arange(tokens.start, tokens.stop, device=v.device) >= limit[:, None]
         y = scores(tokens).masked_fill(hidden, -math.inf)
         rows.make_room(y)
@@ -135,6 +140,7 @@ def attention_unquantised(
     softmax_scale: float,
     warp_rows: int,
     cta_rows: int,
+    tile_tokens: int = TILE_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention kernel of recipes that take q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D] as they are."""
     batch, heads, seq_q, head_dim = q.shape
@@ -144,7 +150,11 @@ def attention_unquantised(
     q_rows[:, :, :seq_q] = q.float()
     row_scale = torch.full(q_rows.shape[:3], softmax_scale * math.log2(math.e), device=q.device)
     rows = rows_of(recipe)(row_scale.clamp(min=_SMALLEST_ROW_SCALE), head_dim, warp_rows)
-    visible = _visit_tiles(rows, lambda tokens: q_rows @ k[:, :, tokens].mT, v, seq_q, cta_rows, causal)
+
+    def scores(tokens: slice) -> torch.Tensor:
+        return q_rows @ k[:, :, tokens].mT
+
+    visible = _visit_tiles(rows, scores, v, seq_q, cta_rows, causal, tile_tokens)
     ones, zeros = torch.ones_like(row_scale[:, :, :seq_q]), torch.zeros_like(row_scale[:, :, :seq_q])
     per_channel = torch.ones_like(v[:, :, 0]), torch.zeros_like(v[:, :, 0])
     return _finish(rows, visible, ones, zeros, *per_channel, softmax_scale, q.dtype)
@@ -153,12 +163,12 @@ def attention_unquantised(
 def _visible_keys(
     rows: int, seq_q: int, seq_k: int, cta_rows: int, causal: bool, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per query row: how many keys it sees, and the highest KV tile that needs no mask in its CTA, −1 for none."""
+    """Per query row: how many keys it sees, and how many all rows of its CTA see."""
     row = torch.arange(rows, device=device)
     if not causal:
-        return torch.full_like(row, seq_k), torch.full_like(row, seq_k // TILE_TOKENS - 1)
+        return torch.full_like(row, seq_k), torch.full_like(row, seq_k)
     limit, least = ((r + 1 + seq_k - seq_q).clamp(0, seq_k) for r in (row, row // cta_rows * cta_rows))
-    return limit, least // TILE_TOKENS - 1
+    return limit, least
 
 
 def _finish(
@@ -192,12 +202,18 @@ def attention_on_image(
     seq_k: int,
     *,
     recipe: str | Recipe = "int8",
+    tile_tokens: int = TILE_TOKENS,
+    sum_rows: int = 0,
     **options: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`attention_quantised` on the tile images that the kernel reads: uint8 [B, Hkv, ceil(Sk/64), bytes]."""
+    """`attention_quantised` on the tile images that the kernel reads: uint8 [B, Hkv, ceil(Sk/tile_tokens), bytes].
+
+    tile_tokens, sum_rows: `TileImage`'s ``tokens`` and ``sum_rows``
+    """
     recipe = as_recipe(recipe)
-    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k, recipe.pv_format, recipe.qk_format)
-    return attention_quantised(query, (k, k_scale), (v, v_scale), recipe=recipe, **options)
+    formats = (recipe.pv_format, recipe.qk_format)
+    k, k_scale, v = unpack_tile_images(image, query[0].shape[-1], seq_k, *formats, tile_tokens, sum_rows)
+    return attention_quantised(query, (k, k_scale), (v, v_scale), recipe=recipe, tile_tokens=tile_tokens, **options)
 
 
 def attention(
@@ -212,6 +228,7 @@ def attention(
     key_lengths: torch.Tensor | None = None,
     warp_rows: int = 32,
     cta_rows: int = 128,
+    tile_tokens: int = TILE_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantisers and attention on q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], float16 or bfloat16 (float32 also works).
 
@@ -221,7 +238,7 @@ def attention(
     """
     recipe = as_recipe(recipe)
     softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows}
+    tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows, "tile_tokens": tile_tokens}
     options: dict[str, Any] = {"recipe": recipe, "causal": causal, "softmax_scale": softmax_scale, **tiles}
     if key_lengths is not None:  # a batch element is a call of its own, with as many keys as it has
         lengths = key_lengths.clamp(0, k.shape[2]).tolist()
@@ -241,7 +258,7 @@ def attention(
     formats = (recipe.qk_format, str(recipe.qk_scale))
     return attention_quantised(
         quantizer_simulator.quantize_query(q, k_mean, q_mean, *formats),
-        quantizer_simulator.quantize_keys(k, k_mean, *formats),
+        quantizer_simulator.quantize_keys(k, k_mean, *formats, tokens=tile_tokens),
         (quantizer_simulator.quantize_values(v, v_scale, recipe, v_mean), v_scale),
         delta=None if q_mean is None else quantizer_simulator.delta_scores(q_mean, k, k_mean),
         v_mean=v_mean,

@@ -24,9 +24,11 @@ class Rows:
     scale: factor from y to base-2 scores; warp_rows: rows of a warp, which share the decision to rescale
 
     Scores up to the integer m are covered: P = 2^(y·scale + bias) with bias = top - m is at most 2^top. `headroom` is
-    how far m is put above a new maximum, `largest_sum` the row sum at which `bound_sums` raises m by one.
+    how far m is put above a new maximum, `largest_sum` the row sum at which `bound_sums` raises m by one, `mma_tokens`
+    what an MMA of P·V sums up before it rounds to its accumulator's type, where that is float16.
     """
 
+    mma_tokens: ClassVar[int] = 16
     top: ClassVar[float]
     headroom: ClassVar[float]
     largest_sum: ClassVar[float] = math.inf
@@ -83,7 +85,7 @@ class Rows:
         self.raise_max(m, passed.repeat_interleave(self.warp_rows, -1))
 
     def bound_sums(self, due: torch.Tensor) -> None:
-        """One forced rescale of rows whose sum could grow too large in the next 256 tiles; ``due``: bool, per row."""
+        """One forced rescale of rows whose sum could grow too large in the next 16384 keys; ``due``: bool, per row."""
         self.raise_max(self.m + 1, due & (self.row_sum >= self.largest_sum))
 
 
@@ -126,14 +128,6 @@ class _Float32(Rows):
         self.output += p @ values
 
 
-def _add_in_float16(total: torch.Tensor, p: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """total + p·values by MMAs of 16 tokens whose results are float16."""
-    for tokens in range(0, values.shape[2], 16):
-        products = p[..., tokens : tokens + 16] @ values[:, :, tokens : tokens + 16]
-        total = (total.float() + products).half()
-    return total
-
-
 class _Float16(_Float32):
     """accumulate "float16"."""
 
@@ -141,7 +135,7 @@ class _Float16(_Float32):
     output_dtype = torch.float16
 
     def add_products(self, p: torch.Tensor, values: torch.Tensor) -> None:
-        self.output = _add_in_float16(self.output, p, values)
+        self.output = _add_in_float16(self.output, p, values, self.mma_tokens)
 
 
 class _BFloat16(_Float32):
@@ -151,20 +145,47 @@ class _BFloat16(_Float32):
 
 
 class _TwoLevels(_Float32):
-    """accumulate "float16+float32"."""
+    """accumulate "float16+float32": sums of 64 tokens in float16."""
 
     def add_products(self, p: torch.Tensor, values: torch.Tensor) -> None:
-        self.output += _add_in_float16(torch.zeros_like(self.output).half(), p, values).float()
+        empty = torch.zeros_like(self.output).half()
+        for p_64, values_64 in zip(p.split(64, -1), values.split(64, 2), strict=True):
+            self.output += _add_in_float16(empty, p_64, values_64, self.mma_tokens).float()
 
 
-_ROWS: dict[str, type[Rows]] = {
-    "int32": _Integer,
-    "float32": _Float32,
-    "float16": _Float16,
-    "float16+float32": _TwoLevels,
+class _E4M3(_Float32):
+    """pv_format "e4m3", accumulate "float32+float32": P in E4M3, a tile's products summed before they meet the rest.
+
+    The row sum is of the rounded P; that of a tile of 64 tokens is exact, multiples of 2^-9 that come to 2^15 at most.
+    """
+
+    top, headroom = float(float32.round_down(torch.tensor(math.log2(448), dtype=torch.float64))), 1.0
+    mma_tokens = 32
+    p_dtype = torch.float8_e4m3fn
+
+
+class _E4M3TwoLevels(_E4M3, _TwoLevels):
+    """pv_format "e4m3", accumulate "float16+float32"."""
+
+
+def _add_in_float16(total: torch.Tensor, p: torch.Tensor, values: torch.Tensor, mma_tokens: int) -> torch.Tensor:
+    """total + p·values by MMAs of ``mma_tokens`` tokens whose results are float16."""
+    for p_k, values_k in zip(p.split(mma_tokens, -1), values.split(mma_tokens, 2), strict=True):
+        total = (total.float() + p_k @ values_k).half()
+    return total
+
+
+_ROWS: dict[tuple[str, str], type[Rows]] = {
+    ("int8", "int32"): _Integer,
+    ("float16", "float32"): _Float32,
+    ("float16", "float16"): _Float16,
+    ("float16", "float16+float32"): _TwoLevels,
+    ("bfloat16", "float32"): _BFloat16,
+    ("e4m3", "float32+float32"): _E4M3,
+    ("e4m3", "float16+float32"): _E4M3TwoLevels,
 }
 
 
 def rows_of(recipe: Recipe) -> type[Rows]:
     """The class of row state that simulates ``recipe``."""
-    return _BFloat16 if recipe.pv_format == "bfloat16" else _ROWS[recipe.accumulate]
+    return _ROWS[recipe.pv_format, recipe.accumulate]

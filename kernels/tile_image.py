@@ -1,21 +1,29 @@
-"""The KV tile images of the warp-MMA INT8 and INT4 kernels: where each byte of 64 quantised keys and values lies.
+"""KV tile images: where each byte of some quantised keys and values lies, for the MMAs of every architecture.
 
-A tile image is one contiguous block per 64 tokens that holds K, V and K's scales in the order in which ldmatrix and
-mma.sync read them, so that an attention kernel copies whole blocks with 16-byte copies and permutes nothing. K is INT8
-or INT4, in rows of ``key_bytes`` bytes; V is INT8 (b = 1 byte an element) or float16 (b = 2), ``value_channels`` rows.
+A tile image is one contiguous block per `tokens` tokens (64 for warp MMAs, 128 for warpgroup MMAs) that holds K, V and
+K's scales in the order in which the MMA reads them, so that an attention kernel copies whole blocks and permutes
+nothing. K is INT8, INT4 or E4M3, in rows of ``key_bytes`` bytes; V is INT8 or E4M3 (b = 1 byte an element) or float16
+(b = 2), ``value_channels`` rows, and after them ``sum_rows`` rows of ones.
 
-    byte 0                 K: planes of 32 bytes a token        [key_bytes/32][64 rows][32 B]
-    v_offset               V transposed: planes of 32/b tokens  [2·b][value_channels rows][32 B]
-    scale_offset           scale c of every key token           [64] float32, natural token order
-    scale_offset + 256     −12582912·c of every key token       [64] float32, natural token order
+    byte 0                 K: planes of 32 bytes a token        [key_bytes/32][tokens rows][32 B]
+    v_offset               V transposed: planes of 32/b tokens  [tokens·b/32][value_channels + sum_rows rows][32 B]
+    scale_offset           scale c of every key token           [tokens] float32, natural token order
+    after the scales       −12582912·c of every key token       [tokens] float32, natural token order; `shifted_scales`
 
 Head dims that do not fill the MMA's k or a lane's run of channels are padded with zeros: K to a multiple of 32 dims in
-INT8 and of 64 in INT4, 32 bytes in both, V to one of 32 channels.
+INT8 and E4M3 and of 64 in INT4, 32 bytes in each, V to one of 32 channels.
 
 INT4 puts dim 2i into the low and dim 2i+1 into the high half of byte i. The fragments of m16n8k64 with s4 operands are
 then, byte for byte, those of m16n8k32 with s8 operands, and every address is the same.
 
-The permutations are chosen so that no register is ever moved between lanes:
+Swizzle<1,4,3> exchanges the two 16-byte chunks of a 32-byte row where bit 2 of the row is set: the eight rows that one
+ldmatrix phase reads then fall into eight different groups of four banks. It is also what the tensor cores of sm_90a
+call the 32-byte swizzle: eight rows of a plane are one K-major core of 256 bytes, a plane is the K extent of one wgmma
+instruction, and the next eight rows follow at once (PTX ISA, "Asynchronous warpgroup level matrix shared memory
+layout"). So both kinds of MMA read the same planes.
+
+The permutations are chosen so that no register is ever moved between lanes. A warpgroup's accumulators and register
+operands are those of m16n8 and m16n8k32 in each of its warps, so they hold for it, too:
 
 * K: within 16 tokens, column j of n8 tile n of the Q·Kᵀ accumulator is token 4·(j>>1) + 2·n + (j&1). A lane needs the
   scales of four neighbouring tokens, one 16-byte load, and its accumulators are, as they lie, its A operand of P·V:
@@ -23,9 +31,7 @@ The permutations are chosen so that no register is ever moved between lanes:
 * of the 16-bit MMA with the tokens of V in the columns' order: token 4t+2n+e is element 8n+2t+e of its 16.
 * V: within 32 channels, column 2t+e of n8 tile n of the P·V accumulator is channel 8t+2n+e, so that the four n8 tiles
   of a lane hold 8 consecutive channels of the output: one 16-byte store of 16-bit floats.
-
-Swizzle<1,4,3> exchanges the two 16-byte chunks of a 32-byte row where bit 2 of the row is set: the eight rows that one
-ldmatrix phase reads then fall into eight different groups of four banks.
+* The rows of ones make one more n8 tile of P·V, which holds the sums of P's rows.
 """
 
 from __future__ import annotations
@@ -39,14 +45,15 @@ import cutlass.cute as cute
 __all__ = ["KEY_BITS", "SCORE_MAGIC", "TILE_TOKENS", "VALUE_BYTES", "StaticLayout", "TileImage"]
 
 TILE_TOKENS = 64
+"""Tokens of a tile of the warp-MMA kernels."""
 
 SCORE_MAGIC = 12582912.0
 """1.5·2^23, float32 bits 0x4B400000: an int32 accumulator that starts there reads as the float SCORE_MAGIC + S."""
 
-KEY_BITS = {"int8": 8, "int4": 4}
+KEY_BITS = {"int8": 8, "int4": 4, "e4m3": 8}
 """Bits of an element of K, by its format."""
 
-VALUE_BYTES = {"int8": 1, "float16": 2}
+VALUE_BYTES = {"int8": 1, "float16": 2, "e4m3": 1}
 """Bytes of an element of V, by its format."""
 
 _CHUNK_SWIZZLE = (1, 4, 3)
@@ -112,28 +119,36 @@ class StaticLayout:
 class TileImage:
     """Layout of one KV tile image; see the module's text for the picture.
 
-    head_dim: D, any multiple of 8 up to 256; values: format of V, "int8" or "float16"; keys: format of K, "int8" or
-    "int4". All offsets are bytes from the start of the tile, which is 16-byte aligned in global and 256-byte aligned in
-    shared memory (the swizzle looks at address bit 7).
+    head_dim: D, any multiple of 8 up to 256; values: format of V, one of `VALUE_BYTES`; keys: format of K, one of
+    `KEY_BITS`; tokens: 64 or 128; sum_rows: rows of ones behind V, 0 or 8. All offsets are bytes from the start of the
+    tile, which is 16-byte aligned in global and 256-byte aligned in shared memory (the swizzle looks at address bit 7).
     """
 
     head_dim: int
     values: str = "int8"
     keys: str = "int8"
+    tokens: int = TILE_TOKENS
+    sum_rows: int = 0
 
     def __post_init__(self) -> None:
-        if reason := self.can_implement(self.head_dim, self.values, self.keys):
+        if reason := self.can_implement(self.head_dim, self.values, self.keys, self.tokens, self.sum_rows):
             raise ValueError(reason)
 
     @staticmethod
-    def can_implement(head_dim: int, values: str = "int8", keys: str = "int8") -> str | None:
-        """None, or why there is no tile image for this head dim and these formats of V and K."""
+    def can_implement(
+        head_dim: int, values: str = "int8", keys: str = "int8", tokens: int = TILE_TOKENS, sum_rows: int = 0
+    ) -> str | None:
+        """None, or why there is no such tile image."""
         if values not in VALUE_BYTES:
             return f"values {values} is not one of {', '.join(VALUE_BYTES)}"
         if keys not in KEY_BITS:
             return f"keys {keys} is not one of {', '.join(KEY_BITS)}"
         if head_dim % 8 or not 0 < head_dim <= _LARGEST_HEAD_DIM:
             return f"head dim {head_dim} is not a multiple of 8 from 8 to {_LARGEST_HEAD_DIM}"
+        if tokens not in (64, 128):
+            return f"tokens {tokens} is not one of 64, 128"
+        if sum_rows not in (0, 8):
+            return f"sum_rows {sum_rows} is not one of 0, 8"
         return None
 
     @property
@@ -152,21 +167,26 @@ class TileImage:
         return -(-self.head_dim // 32) * 32
 
     @property
+    def value_rows(self) -> int:
+        """Rows of a plane of V: its channels and the rows of ones."""
+        return self.value_channels + self.sum_rows
+
+    @property
     def k_offset(self) -> int:
         return 0
 
     @property
     def v_offset(self) -> int:
-        return TILE_TOKENS * self.key_bytes
+        return self.tokens * self.key_bytes
 
     @property
     def scale_offset(self) -> int:
-        return self.v_offset + TILE_TOKENS * self.value_channels * VALUE_BYTES[self.values]
+        return self.v_offset + self.tokens * self.value_rows * VALUE_BYTES[self.values]
 
     @property
     def nbytes(self) -> int:
-        """Bytes of one tile: with head dims that need no padding 128·D + 512 in INT8, 192·D + 512 with V in float16."""
-        return self.scale_offset + 2 * 4 * TILE_TOKENS
+        """Bytes of one tile: of 64 tokens and D without padding 128·D + 512 in INT8, 192·D + 512 with V in float16."""
+        return self.scale_offset + 4 * self.tokens * self.scales.extents()[0]
 
     @property
     def k(self) -> StaticLayout:
@@ -176,8 +196,8 @@ class TileImage:
         """
         row = _ROW_BYTES
         return StaticLayout(
-            ((2, 2, 4, TILE_TOKENS // 16), (row, self.key_bytes // row)),
-            ((row, 8 * row, 2 * row, 16 * row), (1, TILE_TOKENS * row)),
+            ((2, 2, 4, self.tokens // 16), (row, self.key_bytes // row)),
+            ((row, 8 * row, 2 * row, 16 * row), (1, self.tokens * row)),
             _CHUNK_SWIZZLE,
         )
 
@@ -187,12 +207,23 @@ class TileImage:
 
         In float16, bits (b0, b1, b3b2) of a token step by (1, 8, 2) elements.
         """
-        row, plane = _ROW_BYTES, self.value_channels * _ROW_BYTES
+        row, plane = _ROW_BYTES, self.value_rows * _ROW_BYTES
         channels, channel_strides = (2, 4, 4, self.value_channels // row), (row, 8 * row, 2 * row, 32 * row)
-        tokens: tuple[Nested, Nested] = (row, TILE_TOKENS // row), (1, plane)
+        tokens: tuple[Nested, Nested] = (row, self.tokens // row), (1, plane)
         if self.values == "float16":
-            tokens = (2, 2, 4, TILE_TOKENS // 16), (2, 16, 4, plane)
+            tokens = (2, 2, 4, self.tokens // 16), (2, 16, 4, plane)
         return StaticLayout((channels, tokens[0]), (channel_strides, tokens[1]), _CHUNK_SWIZZLE)
+
+    @property
+    def ones(self) -> StaticLayout:
+        """(byte, plane) of the rows of ones -> byte from `ones_offset`. Of equal elements, no swizzle is seen."""
+        row, planes = _ROW_BYTES, self.tokens * VALUE_BYTES[self.values] // _ROW_BYTES
+        return StaticLayout((self.sum_rows * row, planes), (1, self.value_rows * row))
+
+    @property
+    def ones_offset(self) -> int:
+        """Of the first row of ones, from the start of the tile."""
+        return self.v_offset + self.value_channels * _ROW_BYTES
 
     values_transposed = True
     """V lies as [channel][token], as the B operand of P·V wants it."""
@@ -202,17 +233,25 @@ class TileImage:
 
     def value_fragment(self, n: int, k: int) -> int:
         """Byte from `v_offset` of the first row of channels 16·n …, and of the k-th plane of tokens."""
-        return n * 16 * _ROW_BYTES + k * self.value_channels * _ROW_BYTES
+        return n * 16 * _ROW_BYTES + k * self.value_rows * _ROW_BYTES
 
     @property
     def scales(self) -> StaticLayout:
-        """(row, token) -> float32 index from `scale_offset`: row 0 holds c, row 1 holds −SCORE_MAGIC·c."""
-        return StaticLayout((2, TILE_TOKENS), (TILE_TOKENS, 1))
+        """(row, token) -> float32 index from `scale_offset`: row 0 holds c, row 1 of two holds −SCORE_MAGIC·c."""
+        return StaticLayout((2 if self.shifted_scales else 1, self.tokens), (self.tokens, 1))
+
+    @property
+    def shifted_scales(self) -> bool:
+        """Whether −SCORE_MAGIC·c is there: for kernels that read int32 accumulators as float32 (`SCORE_MAGIC`).
+
+        Where int32 to float32 is converted at full rate, on sm_90a, it would be of no use.
+        """
+        return self.keys != "e4m3" and self.tokens == TILE_TOKENS
 
     @property
     def score_tokens(self) -> StaticLayout:
         """(column, n8 tile) of the Q·Kᵀ accumulator -> token: what `k`'s row order means after the MMA."""
-        return StaticLayout(((2, 4), (2, TILE_TOKENS // 16)), ((1, 4), (2, 16)))
+        return StaticLayout(((2, 4), (2, self.tokens // 16)), ((1, 4), (2, 16)))
 
     @property
     def output_channels(self) -> StaticLayout:

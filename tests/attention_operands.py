@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from cute_attn import jit, simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
-from cute_attn.kernels.tile_image import TileImage
+from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.recipe import Recipe, recipes
-from cute_attn.tile_images import pack_tile_images
+from cute_attn.tile_images import pack_rows, pack_tile_images
 
 from .conftest import assert_lse_close, assert_out_close
 
 
 @dataclass
 class Operands:
-    """Random arguments of the kernel, on the CPU: full-range integers, positive scales, keys already in tile images.
+    """Random arguments of the kernel, on the CPU: full-range elements, positive scales, keys already in tile images.
 
     delta, NaN beyond the keys, and v_mean are random too, where the recipe smooths Q or V.
+    tile_tokens, sum_rows: `TileImage`'s ``tokens`` and ``sum_rows``
+    share_k_scale: the tokens {16i + 4t … + 3} of a tile of K have one scale, for each t: those of one thread of the MMA
     """
 
     batch: int = 1
@@ -40,6 +43,9 @@ class Operands:
     k_scale: float = 1e-3
     recipe: Recipe = recipes()["int8"]
     key_lengths: list[int] | None = None
+    tile_tokens: int = TILE_TOKENS
+    sum_rows: int = 0
+    share_k_scale: bool = False
     q: torch.Tensor = field(init=False)
     q_scale: torch.Tensor = field(init=False)
     q_bias: torch.Tensor = field(init=False)
@@ -55,22 +61,36 @@ class Operands:
         def integers(*shape: int, levels: int = 127) -> torch.Tensor:
             return torch.randint(-levels, levels + 1, shape, generator=generator, dtype=torch.int8)
 
+        def e4m3(*shape: int, largest: float = 448.0) -> torch.Tensor:  # every exponent as often as every other
+            exponent = torch.randint(-16, 1, shape, generator=generator)
+            return (torch.rand(shape, generator=generator) * 2 - 1).mul(largest).ldexp(exponent).to(torch.float8_e4m3fn)
+
         def positive(*shape: int) -> torch.Tensor:
             return torch.rand(shape, generator=generator) * 0.02 + 0.005
 
         queries, keys = (self.batch, self.heads, self.seq_q), (self.batch, self.kv_heads, self.seq_k)
-        levels = {"int8": 127, "int4": 7}[self.recipe.qk_format]
-        self.q, self.q_scale = integers(*queries, self.head_dim, levels=levels), positive(*queries) * (127 / levels)
+        levels = {"int8": 127, "int4": 7, "e4m3": 127}[self.recipe.qk_format]  # the root mean squares are as these
+        integer_qk = self.recipe.qk_format != "e4m3"
+
+        def elements(*shape: int) -> torch.Tensor:
+            return integers(*shape, levels=levels) if integer_qk else e4m3(*shape)
+
+        self.q, self.q_scale = elements(*queries, self.head_dim), positive(*queries) * (127 / levels)
         self.q_bias = torch.randn(queries, generator=generator)
         scale = ((positive(*keys) * self.k_scale * 50 * (127 / levels)).view(torch.int32) + 3 & ~3).view(torch.float32)
-        k, v = integers(*keys, self.head_dim, levels=levels), integers(*keys, self.head_dim)
+        if self.share_k_scale:
+            token = torch.arange(self.seq_k)
+            scale = scale[..., token // self.tile_tokens * self.tile_tokens + token % 16 // 4 * 4]
+        k, v = elements(*keys, self.head_dim), integers(*keys, self.head_dim)
         if self.recipe.pv_format == "float16":  # |v| < 2
             v = (v.float() / 64).half()
-        self.image = pack_tile_images(k, scale, v, self.recipe.qk_format)
+        if self.recipe.pv_format == "e4m3":
+            v = e4m3(*v.shape, largest=self.recipe.largest_value)
+        self.image = pack_tile_images(k, scale, v, self.recipe.qk_format, self.tile_tokens, self.sum_rows)
         self.v_scale = positive(self.batch, self.kv_heads, self.head_dim)
         self.softmax_scale = self.head_dim**-0.5
         if self.recipe.smooth_q:
-            rows = (self.batch, self.heads, -(-self.seq_q // 128), 64 * self.image.shape[2])
+            rows = (self.batch, self.heads, -(-self.seq_q // 128), self.tile_tokens * self.image.shape[2])
             self.delta = torch.randn(rows, generator=generator) * (self.k_scale * 8000)
             self.delta[..., self.seq_k :] = math.nan
         if self.recipe.smooth_v:
@@ -78,12 +98,22 @@ class Operands:
 
     def data(self) -> torch.Tensor:
         """q as the kernel reads it: int8 [B, Hq, Sq, bytes], two of INT4 in one, zeros past the head dim."""
-        image = TileImage(self.head_dim, keys=self.recipe.qk_format)
-        q = torch.nn.functional.pad(self.q, (0, image.key_dims - self.head_dim))
-        return q if self.recipe.qk_format == "int8" else (q[..., 0::2] & 15) | (q[..., 1::2] << 4)
+        return pack_rows(self.q, self.recipe.qk_format).view(torch.int8)
 
 
-def run(operands: Operands, config: AttentionConfig, device: torch.device, out: torch.Tensor | None = None):
+def target(recipe: Recipe, tensor: torch.Tensor) -> str:
+    """What to compile for: the tensor's GPU, or on the emulator its usual one, or the first with E4M3 in its MMAs."""
+    return resolve_arch(None if tensor.is_cuda or recipe.pv_format != "e4m3" else "sm_89", tensor).name
+
+
+def run(
+    operands: Operands,
+    config: Any,
+    device: torch.device,
+    out: torch.Tensor | None = None,
+    kernel_class: type = AttentionSm80,
+    arch: str | None = None,
+):
     """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows."""
     o = operands
     shape = (o.batch, o.heads, o.seq_q, o.head_dim)
@@ -93,12 +123,19 @@ def run(operands: Operands, config: AttentionConfig, device: torch.device, out: 
     lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
     arguments = (o.data(), o.q_scale, o.q_bias, o.image, o.v_scale, o.delta, o.v_mean)
     inputs = [x if x is None else x.to(device) for x in arguments]
-    kernel = jit.load(AttentionSm80, config, resolve_arch(None, inputs[0]).name, jit.backend())
+    kernel = jit.load(kernel_class, config, arch or target(o.recipe, inputs[0]), jit.backend())
     kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
     return out.cpu(), None if lse is None else lse.cpu()
 
 
 def simulate(operands: Operands, config: AttentionConfig):
+    """out and lse of the simulator, for a kernel of the warp-MMA family."""
+    rows = {"warp_rows": 16 * config.m_tiles, "cta_rows": 16 * config.m_tiles * config.warps}
+    return simulate_rows(operands, config.causal, getattr(torch, config.out_dtype), **rows)
+
+
+def simulate_rows(operands: Operands, causal: bool, out_dtype: torch.dtype, warp_rows: int, cta_rows: int):
+    """out and lse of the simulator; ``warp_rows``, ``cta_rows``: query rows of a warp and of a CTA."""
     o = operands
     return simulator.attention_on_image(
         (o.q, o.q_scale, o.q_bias),
@@ -109,11 +146,13 @@ def simulate(operands: Operands, config: AttentionConfig):
         v_mean=o.v_mean,
         key_lengths=o.key_lengths,
         recipe=o.recipe,
-        causal=config.causal,
+        tile_tokens=o.tile_tokens,
+        sum_rows=o.sum_rows,
+        causal=causal,
         softmax_scale=o.softmax_scale,
-        out_dtype=getattr(torch, config.out_dtype),
-        warp_rows=16 * config.m_tiles,
-        cta_rows=16 * config.m_tiles * config.warps,
+        out_dtype=out_dtype,
+        warp_rows=warp_rows,
+        cta_rows=cta_rows,
     )
 
 

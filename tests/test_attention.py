@@ -35,8 +35,9 @@ def simulate(q, k, v, *, causal=False, softmax_scale=None, recipe="int8", config
         causal=causal,
         softmax_scale=softmax_scale,
         recipe=recipe,
-        warp_rows=16 * tile.m_tiles,
+        warp_rows=tile.warp_rows,
         cta_rows=tile.rows,
+        tile_tokens=tile.tile_tokens,
     )
 
 
