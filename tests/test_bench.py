@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from cute_attn import cli, jit, recipes, reference
-from cute_attn.bench import comparison, compilation, problems, provenance, results, runner, table
+from cute_attn.bench import comparison, compilation, cuda_timer, problems, provenance, results, runner, table
 from cute_attn.bench.accuracy import Sample
 from cute_attn.bench.contender import Formats, Prepared
 from cute_attn.bench.ours import Ours, chosen_recipes, recipe_from_text
@@ -416,6 +417,70 @@ def test_command_without_a_gpu(capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert cli.main(["bench", "--quick"]) == 2
     assert "CUTE_ATTN_BACKEND=emulator hides it" in capsys.readouterr().err
+
+
+def test_the_device_that_is_measured(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    for name, answer in (
+        ("is_available", lambda: True),
+        ("current_device", lambda: 1),
+        ("get_device_capability", lambda device: (9, 0)),
+    ):
+        monkeypatch.setattr(torch.cuda, name, answer)
+    monkeypatch.setattr(bench, "CudaTimer", lambda device: FakeTimer())
+    monkeypatch.setattr(bench, "provenance", lambda device: PROVENANCE)
+    found = bench.cuda_machine()
+    assert (found.device, found.capability, found.arch) == (torch.device("cuda", 1), (9, 0), "sm_90a")
+
+
+def test_cuda_timer_captures_checks_and_reads_events(monkeypatch):
+    """PyTorch's CUDA calls, with the CPU doing the work: a graph replays what was called while it was captured."""
+    calls: list[str] = []
+    moments = iter([10.0, 12.5])
+
+    class Graph:
+        def replay(self) -> None:
+            calls.append("replay")
+            if replayed is not None:
+                replayed()
+
+    class Event:
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = next(moments)
+
+        def synchronize(self) -> None: ...
+        def elapsed_time(self, end) -> float:
+            return end.at - self.at
+
+    @contextlib.contextmanager
+    def capture(graph, stream):
+        calls.append("capture")
+        yield
+
+    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": capture, "Stream": lambda device: "side"}
+    fakes |= {"stream": lambda stream: contextlib.nullcontext(), "current_stream": lambda device: "current"}
+    for name, fake in {**fakes, "synchronize": lambda device: None}.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(cuda_timer, "_FLUSHED_BYTES", 64)
+    out = torch.zeros(4, dtype=torch.float8_e4m3fn)
+
+    def call() -> torch.Tensor:
+        calls.append("call")
+        return out.fill_(1)
+
+    timer, replayed = cuda_timer.CudaTimer(torch.device("cpu")), call
+    ready, launch = timer.ready(call, True)
+    assert launch == "graph" and calls == [*["call"] * 3, "capture", "call", "replay", "call"]
+    timer.cold()
+    calls.clear()
+    assert timer.seconds(ready) == pytest.approx(2.5e-3) and calls == ["replay", "call"]
+    assert timer.ready(call, False) == (call, "stream")
+    replayed = None  # launched elsewhere: the graph is empty
+    with pytest.raises(RuntimeError, match="leaves parts of the output unwritten"):
+        timer.ready(call, True)
 
 
 def test_every_kernel_is_compiled_ahead_once():

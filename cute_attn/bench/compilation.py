@@ -41,8 +41,8 @@ def kernels_needed(problems: Sequence[Problem], contenders: Sequence[Any]) -> li
 
 def compile_ahead(kernels: Sequence[_Kernel], jobs: int, done: Callable[[], object]) -> None:
     """Build the kernels into the disk cache, ``done`` after each. A kernel that fails is left to its row to report."""
-    if jobs < 2 or len(kernels) < 2 or not jit.disk_cache_enabled():
-        return  # each is compiled when it is first called
+    if not kernels:
+        return
     # Children start afresh: a process that has used CUDA must not be forked.
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(min(jobs, len(kernels)), mp_context=context) as pool:

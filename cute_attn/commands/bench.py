@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from cute_attn import jit
+from cute_attn.arch import arch_for_capability
 from cute_attn.bench import problems, table
 from cute_attn.bench.compilation import compile_ahead, kernels_needed
 from cute_attn.bench.contender import Contender
@@ -22,6 +23,7 @@ from cute_attn.bench.runner import Machine, Progress, Settings
 from cute_attn.bench.runner import run as measure
 from cute_attn.bench.timing import Pace
 from cute_attn.commands.check import INPUTS
+from cute_attn.disk_cache import disk_cache_enabled
 from cute_attn.problem import DTYPES, Problem
 
 
@@ -58,11 +60,9 @@ def cuda_machine() -> Machine:
             f"this command measures on a CUDA device, and {why}. Without one, `python perf/static.py` reads slots, "
             "floors and a roofline off the machine code, `cute-attn check` runs kernels on the emulator"
         )
-    from cute_attn.arguments import resolve_arch
-
     device = torch.device("cuda", torch.cuda.current_device())
-    arch = resolve_arch(None, torch.empty(0, device=device)).name
     capability = torch.cuda.get_device_capability(device)
+    arch = arch_for_capability(capability).name
     return Machine(device, capability, arch, CudaTimer(device), provenance(device), lambda work: clocks(device, work))
 
 
@@ -106,8 +106,11 @@ def run(arguments: argparse.Namespace) -> int:
         raise SystemExit("the benchmark needs tqdm: pip install 'cute-attn[bench]'") from error
 
     kernels = kernels_needed(chosen, contenders)
-    with tqdm(total=len(kernels), unit="kernel", desc="compiling") as bar:
-        compile_ahead(kernels, arguments.jobs, bar.update)
+    if disk_cache_enabled():
+        with tqdm(total=len(kernels), unit="kernel", desc="compiling") as bar:
+            compile_ahead(kernels, arguments.jobs, bar.update)
+    else:
+        print("the disk cache is off: kernels are compiled one by one, when they are needed")
     pace = Pace(seconds=arguments.seconds or (1.0 if arguments.quick else 4.0))
     settings = Settings(arguments.inputs, arguments.seed, pace)
     with tqdm(total=len(chosen), unit="problem") as bar:
