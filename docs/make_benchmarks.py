@@ -80,6 +80,7 @@ cute-attn bench --shapes video b1_h64_kv8_s8192_d128_causal --recipes int8 int8_
 |---|---|---|---|
 | `sdpa_flash`, `sdpa_cudnn` | PyTorch's `scaled_dot_product_attention`, one backend each | 16 bits | PyTorch |
 | `flash_attn_4` | `flash_attn.cute.interface.flash_attn_func` | 16 bits | `pip install flash-attn-4` |
+| `flash_attn_3_fp8` | FlashAttention-3's `flash_attn_func`, one scale per KV head | E4M3 | a build of its source |
 | `cudnn_fp8` | cuDNN's `sdpa_fp8`, one scale per tensor, E4M3 output | E4M3 | `pip install nvidia-cudnn-frontend` |
 | `sage` | the kernel that SageAttention 2's `sageattn` picks | INT8, E4M3 | a build of its source |
 | `sparge_1`, `sparge_0.5` | SpargeAttn with all, or half, of the key blocks | INT8, E4M3 | a build of its source |

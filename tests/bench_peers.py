@@ -1,8 +1,8 @@
 """Peers that are not there: modules with their names and signatures, which compute attention in float64.
 
 Signatures, orders of arguments, and the shapes that are checked, are those of SageAttention 2.2's core.py and
-attn_cuda_sm90.h, of SpargeAttn's core.py, and of the Python bindings of cuDNN's front end (pygraph.sdpa_fp8). What they
-cannot show is that the kernels compute what they say: that takes a GPU.
+attn_cuda_sm90.h, of SpargeAttn's core.py, of FlashAttention-3's flash_attn_interface.py, and of the Python bindings of
+cuDNN's front end (pygraph.sdpa_fp8). What they cannot show is that the kernels compute what they say: that takes a GPU.
 """
 
 from __future__ import annotations
@@ -95,6 +95,24 @@ def spas_sage_attn() -> dict[str, types.ModuleType]:
 
     package.spas_sage2_attn_meansim_topk_cuda = spas_sage2_attn_meansim_topk_cuda
     return {"spas_sage_attn": package}
+
+
+def flash_attn_interface() -> dict[str, types.ModuleType]:
+    package = types.ModuleType("flash_attn_interface")
+
+    def flash_attn_func(
+        q, k, v, softmax_scale=None, causal=False, qv=None, q_descale=None, k_descale=None, v_descale=None
+    ):
+        assert q.dtype == k.dtype == v.dtype == torch.float8_e4m3fn and q.is_contiguous() and v.is_contiguous()
+        batch, _, heads, _ = q.shape
+        kv_heads = k.shape[2]
+        assert q_descale.shape == k_descale.shape == v_descale.shape == (batch, kv_heads)
+        scales = (q_descale.repeat_interleave(heads // kv_heads, 1), k_descale, v_descale)
+        operands = (x.double().transpose(1, 2) * s[..., None, None] for x, s in zip((q, k, v), scales, strict=True))
+        return reference.attention(*operands, causal=causal)[0].transpose(1, 2).bfloat16()
+
+    package.flash_attn_func = flash_attn_func
+    return {"flash_attn_interface": package}
 
 
 class _Node:

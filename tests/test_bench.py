@@ -397,7 +397,10 @@ def test_command(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--peers nobody", "--peers nobody is not known; use some of sdpa_flash, sdpa_cudnn, flash_attn_4, cudnn_fp8"),
+        (
+            "--peers nobody",
+            "--peers nobody is not known; use some of sdpa_flash, sdpa_cudnn, flash_attn_4, ",
+        ),
         ("--recipes none --peers none", "leave nothing to measure"),
         ("--seconds 0", "--seconds 0.0: use more than 0"),
         ("--jobs 0", "--jobs 0: use 1 or more"),
@@ -535,6 +538,13 @@ def test_sparge_is_called_as_its_code_wants(pretend):
 
 
 @pytest.mark.parametrize("causal", [False, True])
+def test_flash_attn_3_is_called_as_its_code_wants(pretend, causal):
+    pretend(bench_peers.flash_attn_interface())
+    alone, whole = peer_errors("flash_attn_3_fp8", Problem(2, 4, 2, 40, 70, 64, "bfloat16", causal))
+    assert 1e-3 < alone.rel_l2 < 0.1 and whole == alone
+
+
+@pytest.mark.parametrize("causal", [False, True])
 def test_cudnn_is_called_as_its_bindings_want(monkeypatch, pretend, causal):
     pretend(bench_peers.cudnn())
 
@@ -575,6 +585,8 @@ def test_peers_refuse_with_a_reason():
     assert "at least 128 queries" in on_hopper["sparge_1"].supports(replace(problem, head_dim=64, kv_heads=2)).reason
     assert "6.1" in on_pascal["sage"].available().reason and "6.1" in on_pascal["sparge_1"].available().reason
     assert "8.0" in on_pascal["flash_attn_4"].available().reason
+    assert "Hopper" in on_pascal["flash_attn_3_fp8"].available().reason
+    assert "64, 128 and 256" in on_hopper["flash_attn_3_fp8"].supports(problem).reason
     assert "Hopper" in on_pascal["cudnn_fp8"].available().reason
     for name in ("sage", "sparge_1", "cudnn_fp8"):
         if importlib.util.find_spec({"sage": "sageattention", "sparge_1": "spas_sage_attn"}.get(name, "cudnn")) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from cute_attn.bench.contender import Contender
 from cute_attn.bench.peers.cudnn_fp8 import CudnnFp8
+from cute_attn.bench.peers.flash_attn_3 import FlashAttn3Fp8
 from cute_attn.bench.peers.flash_attn_4 import FlashAttn4
 from cute_attn.bench.peers.sage import Sage
 from cute_attn.bench.peers.sparge import Sparge
@@ -18,6 +19,7 @@ def peers(capability: tuple[int, int]) -> dict[str, Contender]:
         TorchSdpa("flash"),
         TorchSdpa("cudnn"),
         FlashAttn4(capability),
+        FlashAttn3Fp8(capability),
         CudnnFp8(capability),
         Sage(capability),
         Sparge(capability, 1.0),
