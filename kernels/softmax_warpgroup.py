@@ -54,7 +54,7 @@ _SUM_BOUND = 12_700_000
 _BOUNDED_TOKENS = 16384
 
 # Registers of a consumer besides accumulators and P: row state, addresses and counters.
-_OTHER_REGISTERS = 24
+_OTHER_REGISTERS = 8
 
 _LARGEST_N = 256
 
