@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 
 from cute_attn.kernels.attention_sm80 import AttentionConfig
