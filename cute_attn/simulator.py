@@ -156,7 +156,7 @@ def attention_unquantised(
 
     visible = _visit_tiles(rows, scores, v, seq_q, cta_rows, causal, tile_tokens)
     ones, zeros = torch.ones_like(row_scale[:, :, :seq_q]), torch.zeros_like(row_scale[:, :, :seq_q])
-    per_channel = torch.ones_like(v[:, :, 0]), torch.zeros_like(v[:, :, 0])
+    per_channel = v.new_ones(batch, heads, head_dim), v.new_zeros(batch, heads, head_dim)
     return _finish(rows, visible, ones, zeros, *per_channel, softmax_scale, q.dtype)
 
 

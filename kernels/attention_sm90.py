@@ -14,6 +14,7 @@ from .epilogue import Epilogue
 from .kv_ring import KvRing
 from .mask import ScoreMask
 from .operand_planes import PLANE_BYTES_PER_ROW, lane_index, operand_planes
+from .ptx import opaque
 from .row_copy import RowCopy
 from .scores_warpgroup import SMALLEST_FACTOR
 from .sequence import SequenceBounds
@@ -78,7 +79,59 @@ class AttentionSm90Config:
 
 
 class AttentionSm90:
-    """out = softmax(softmax_scale · q kᵀ) v by warpgroup MMAs, from operands in the recipe's formats."""
+    """out = softmax(softmax_scale · q kᵀ) v by warpgroup MMAs, from operands in the recipe's formats.
+
+    A CTA owns 64·`warpgroups` query rows of one head and walks that head's KV tiles of 128 tokens from the last to the
+    first. One thread brings the tiles; each consumer warpgroup has 64 rows and plays all other roles in turn. The
+    warpgroups are not in step: while one waits for its MMAs, the softmax of the others keeps the other pipes busy.
+
+    Warp roles
+        producer   one thread of the last warpgroup: `KvRing.produce`, one bulk copy a tile, up to `stages` ahead
+        consumers  load      `load_queries`, once
+                   mma       `WarpgroupScores.multiply` (S = Q·Kᵀ), `WarpgroupSoftmax.accumulate` (O += P·V and P·1)
+                   softmax   `WarpgroupScores.dequantise`, `ScoreMask`, `WarpgroupSoftmax.update`, `.probabilities`
+                   epilogue  `Epilogue.store_output`, `Epilogue.store_lse`
+    A warp's share of its warpgroup's rows is 16; what a lane holds is what it holds of an m16n8 MMA.
+
+    Barriers
+        full[stage]   mbarrier; 1 arrival, the producer's, and the tile's bytes
+        empty[stage]  mbarrier; 4·`warpgroups` arrivals, one of each consumer warp
+        0             all threads: the mbarriers are initialised
+        1             all consumers: Q is in shared memory
+
+    Tiles of recipe int8_fp8, three warpgroups, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte
+    address)
+        tensor  memory     logical shape            layout                                swizzle  owner, lifetime
+        sQ      shared     (row, byte) (192,128)    (192,(32,4)):(32,(1,6144)), s8        <1,4,3>  CTA, whole kernel
+        sK      shared     (token, dim) (128,128)   TileImage.k, s8                       <1,4,3>  CTA, one stage
+        sV      shared     (channel, token)         TileImage.v and .ones, e4m3           <1,4,3>  CTA, one stage
+        sScale  shared     (1, token) (1,128)       (1,128):(128,1), f32                  none     CTA, one stage
+        S       registers  (64, 128) per warpgroup  ((2,2),16), s32: 64                   -        lane, one tile
+        P       registers  (64, 128) per warpgroup  ((4,2,2),1,4), e4m3: 16               -        lane, one tile
+        PV      registers  (64, 136) per warpgroup  ((2,2,17),1,1), f32: 68               -        lane, one tile
+        O       registers  (64, 136) per warpgroup  ((2,2),1,17), f32: 68                 -        lane, whole kernel
+    Shared memory: 24 KiB of Q and four stages of 33.5 KiB.
+
+    To the tensor cores a plane of 32 bytes a row is a K-major operand with the 32-byte swizzle: every eight rows are
+    256 bytes, and a plane is the k of one instruction. Neither Q, K nor V is ever read by a thread.
+
+    One KV tile of recipe int8_fp8 (the others: `_FORMATS` here and in softmax_warpgroup)
+        wait            the tile has arrived
+        S = Q·Kᵀ        4 IGMMA, both operands from shared memory; then wait for them
+        maximum         half a VIMNMX3 a score, of the integers
+        vote            does any score of the warp pass what its row's maximum covers? Seldom after the first tiles:
+                        then (and only then) shuffles, a new integer maximum, and O multiplied by a power of two
+        P = e4m3(2^x)   I2FP, FFMA, MUFU.EX2, half an F2FP. K's and Q's scales are one factor of the FFMA: a lane's
+                        tokens of a tile have one scale
+        PV = P·V, P·1   4 QGMMA with P from registers, S's order being A's because K's rows are permuted in the image;
+                        the rows of ones behind V make row sums. Then wait for them
+        O += PV         one FADD an accumulator: the tensor cores keep too few bits to sum more than one tile
+        arrive          the stage may be filled again
+
+    What bounds it, in cycles of a sub-partition per 32 scores: the tensor pipe 8.25, the XU pipe 8.0 (2^x alone), issue
+    6.5 slots, and what a warp waits for in between: three warps a sub-partition take turns. Registers are the other
+    bound: three warpgroups leave 160 a thread, of which O, PV and P take 152.
+    """
 
     def __init__(self, config: AttentionSm90Config):
         if reason := self.can_implement(config):
@@ -93,6 +146,13 @@ class AttentionSm90:
         self.q_planes = operand_planes(self.rows, self.image.key_bytes)
         self.q_bytes = self.rows * self.image.key_bytes
         self.shared_bytes = _shared_bytes(config)
+
+    ptxas_levels = (3, 1, 3)
+    """Optimisation levels of the assembler, in the order in which they are tried until nothing is spilled.
+
+    With E4M3 keys and a scale per token, level 3 spills a dozen registers at head dim 128, and level 1 none. E4M3
+    values of more than 192 channels are spilled by both, at level 3 two registers of tiles with a mask.
+    """
 
     @staticmethod
     def can_implement(config: AttentionSm90Config) -> str | None:
@@ -217,7 +277,7 @@ class AttentionSm90:
         batch, heads, seq_q, _ = q.shape
         head, row_begin = self.assignment()
         if head < batch * heads:
-            kv_head = head // (heads // keys.shape[1])
+            group = heads // keys.shape[1]
             if const_expr(key_lengths is not None):
                 seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
@@ -231,7 +291,7 @@ class AttentionSm90:
                 cute.arch.setmaxregister_decrease(_PRODUCER_REGISTERS)
                 if cute.arch.thread_idx()[0] // 32 == self.consumers // 32:
                     source = self.recipe.source(
-                        keys, maps, kv_head, seq_k, self.image, ring.own_barrier, self.config.varlen_k
+                        keys, maps, head // group, seq_k, self.image, ring.own_barrier, self.config.varlen_k
                     )
                     ring.produce(source, bounds.tiles())
             else:
@@ -240,8 +300,10 @@ class AttentionSm90:
                 scales, biases, channels = None, None, (None, None)
                 if const_expr(self.recipe.quantised):
                     scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
-                    channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
                 softmax = self.attend(ring, bounds, warpgroup, shared, scales, softmax_scale_log2)
+                if const_expr(self.recipe.quantised):
+                    kv_head = opaque(head) // group  # divided again: no register holds it through the main loop
+                    channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
                 query = (scales, biases, softmax_scale_log2)
                 epilogue = Epilogue(softmax, bounds, query, self.warp_row(), self.image, 1)
                 epilogue.store_output(out[head // heads, head % heads, None, None], channels)
@@ -353,9 +415,10 @@ class AttentionSm90:
             ring.wait()
             ring.release()
         full = cutlass.min(mine.full_tiles(), tile)
-        while tile > full:
-            tile = tile - 1
-            self.visit(ring, scores, softmax, mask.at(tile * TILE_TOKENS))
+        begin = tile * TILE_TOKENS
+        for _ in cutlass.range(tile - full, unroll=1):
+            begin = begin - TILE_TOKENS
+            self.visit(ring, scores, softmax, mask.at(begin))
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
                 self.visit(ring, scores, softmax, None)

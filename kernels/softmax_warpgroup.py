@@ -54,8 +54,10 @@ _FORMATS = {
 _SUM_BOUND = 12_700_000
 _BOUNDED_TOKENS = 16384
 
-# Registers of a consumer besides accumulators and P: row state, addresses and counters.
-_OTHER_REGISTERS = 24
+# Registers of a consumer besides accumulators and P, row state, counters and what is being computed: while S becomes P,
+# and during P·V. With fewer ptxas spills.
+_SOFTMAX_REGISTERS = 16
+_PRODUCT_REGISTERS = 8
 
 _LARGEST_N = 256
 
@@ -67,15 +69,15 @@ def value_parts(image: TileImage, registers: int) -> tuple[int, ...] | None:
     take registers besides it: as few parts as fit.
     """
     kind, rows = _FORMATS[image.values], image.value_rows
-    left = registers - _OTHER_REGISTERS - rows // 2
-    if left < image.tokens // 2:  # S
+    left = registers - rows // 2
+    if left < image.tokens // 2 + _SOFTMAX_REGISTERS:
         return None
     if kind.v is Int8:
         return image.value_channels, image.sum_rows
     tiles, packed = rows // 8, image.tokens * kind.v.width // 64
     for count in range(1, tiles + 1):
         most = -(-tiles // count)
-        if 8 * most <= _LARGEST_N and (kind.in_place or packed + 4 * most <= left):
+        if 8 * most <= _LARGEST_N and (kind.in_place or packed + 4 * most + _PRODUCT_REGISTERS <= left):
             return tuple(8 * (tiles * (i + 1) // count - tiles * i // count) for i in range(count))
     return None
 

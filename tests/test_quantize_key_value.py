@@ -14,6 +14,7 @@ import torch
 from cute_attn import emulator, jit, quantizer_simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.cubin import kernel_resources
+from cute_attn.emulator.errors import DataRace
 from cute_attn.kernels.quantize_key_value import KEY_SCALES, KeyValueTiles, TilesConfig, key_groups
 from cute_attn.kernels.quantize_statistics import (
     CHUNK_TOKENS,
@@ -28,6 +29,8 @@ from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.recipe import Recipe, recipes
 from cute_attn.tensors import DTYPE_NAMES, alignment
 from cute_attn.tile_images import pack_tile_images, unpack_tile_images
+
+from .mutants import findings
 
 
 @dataclass(frozen=True)
@@ -401,6 +404,14 @@ def test_order_of_warps_and_ctas_does_not_matter(normal, head_dim, form, seed):
     k, v = (normal(2, 1, 140, head_dim, seed=s) for s in range(2))
     with emulator.settings(seed=seed):
         check(k, v, FORMATS[form], torch.tensor([140, 3], dtype=torch.int32, device=k.device))
+
+
+def test_every_barrier_of_a_tile_with_padding_and_ones_is_needed(monkeypatch):
+    """Between zeros and ones, around the scales, and before the image is written."""
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    k, v = (torch.randn(1, 1, 128, 40, generator=torch.Generator().manual_seed(s)).half() for s in range(2))
+    found = findings("KeyValueTiles", r"bar\.sync", lambda: quantise(k, v, FORMATS["fp8 token of 128"]))
+    assert [type(error) for error in found.values()] == 4 * [DataRace]
 
 
 # ---- offsets beyond 32 bits
