@@ -6,12 +6,14 @@ The peers' rows (`peer_costs.py`) were taken once. What a GPU could make of it, 
 
 python perf/static.py [--archs sm_90a] [--recipes int8 fp16] [--no-roofline] [--json] [--write]
 
---write keeps the rows of all kernels in perf/static.json, which docs/benchmarks.md is made from.
+--write keeps the rows in perf/static.json, which docs/benchmarks.md is made from; with --archs or --recipes those rows
+alone are replaced.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -101,6 +103,17 @@ def kept() -> list[Cost]:
     return [Cost(**{**row, "formats": tuple(row["formats"])}) for row in json.loads(FILE.read_text(encoding="utf-8"))]
 
 
+def merged(old: Sequence[Cost], new: Sequence[Cost], archs: Sequence[str], names: Sequence[str]) -> list[Cost]:
+    """``old`` with its rows of those architectures and recipes replaced by ``new``, in the order of the tables.
+
+    Rows of recipes and architectures that there are no more are dropped.
+    """
+    rows = [*(row for row in old if row.arch not in archs or row.recipe not in names), *new]
+    order = {(arch, name): i for i, (arch, name) in enumerate(itertools.product(ARCHS, recipes()))}
+    known = [row for row in rows if (row.arch, row.recipe) in order]
+    return sorted(known, key=lambda row: (order[row.arch, row.recipe], row.causal))
+
+
 def keep(rows: Sequence[Cost]) -> None:
     lines = ",\n".join(json.dumps(asdict(row), ensure_ascii=False) for row in rows)
     FILE.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
@@ -177,13 +190,12 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print our rows as JSON, and nothing else")
     parser.add_argument("--write", action="store_true", help=f"also keep our rows in {FILE.name}")
     arguments = parser.parse_args()
-    if arguments.write and (arguments.archs or arguments.recipes):
-        parser.error("--write keeps all kernels: leave --archs and --recipes out")
     if arguments.json and arguments.no_roofline:
         parser.error("--json has no roofline to leave out: leave --no-roofline out")
-    rows = costs(arguments.archs or list(ARCHS), arguments.recipes or list(recipes()))
+    archs, names = arguments.archs or list(ARCHS), arguments.recipes or list(recipes())
+    rows = costs(archs, names)
     if arguments.write:
-        keep(rows)
+        keep(merged(kept(), rows, archs, names))
     if arguments.json:
         print(json.dumps([asdict(row) for row in rows], indent=1, ensure_ascii=False))
         return

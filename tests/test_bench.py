@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures.process
 import contextlib
 import importlib.util
 import json
 import subprocess
 import sys
 import threading
+import unittest.mock
 from dataclasses import replace
 from pathlib import Path
 
@@ -496,6 +498,20 @@ def test_every_kernel_is_compiled_ahead_once():
     assert len(done) == 2
     for kernel in needed[-2:]:
         assert jit.build(kernel.kernel_class, kernel.config, kernel.arch).arch == "sm_90a"
+
+
+def test_a_broken_pool_says_so_once(monkeypatch, caplog):
+    def broken(*arguments, **options):
+        executor = unittest.mock.MagicMock()
+        executor.__enter__.return_value = executor
+        future = concurrent.futures.Future()
+        future.set_exception(concurrent.futures.process.BrokenProcessPool("terminated abruptly"))
+        executor.submit.return_value = future
+        return executor
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", broken)
+    compilation.compile_ahead(["one", "another"], 2, lambda: pytest.fail("nothing was compiled"))
+    assert [record.getMessage() for record in caplog.records] == ["compiling ahead failed: terminated abruptly"]
 
 
 # Peers

@@ -130,6 +130,14 @@ def test_rows_are_what_the_machine_code_says(name: str, arch: str) -> None:
         assert static.cost(recipes()[name], arch, causal) == row
 
 
+def test_some_rows_are_replaced() -> None:
+    old = [replace(row, registers=1) for row in static.kept()] + [replace(static.kept()[0], recipe="no more")]
+    new = [row for row in static.kept() if row.arch == "sm_89" and row.recipe == "fp16"]
+    rows = static.merged(old, new[::-1], ["sm_89"], ["fp16"])
+    assert [replace(row, registers=1) for row in rows] == old[:-1]
+    assert [row for row in rows if row.registers != 1] == new and len(new) == 2
+
+
 def test_peers_mixes_add_up_to_their_slots() -> None:
     for peer in PEERS:
         assert sum(peer.mix) == pytest.approx(peer.slots, abs=0.03), peer.kernel

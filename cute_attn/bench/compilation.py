@@ -49,6 +49,8 @@ def compile_ahead(kernels: Sequence[_Kernel], jobs: int, done: Callable[[], obje
         for future in concurrent.futures.as_completed([pool.submit(_build, kernel) for kernel in kernels]):
             if error := future.exception():
                 logging.getLogger("cute_attn").warning("compiling ahead failed: %s", error)
+            if isinstance(error, concurrent.futures.BrokenExecutor):
+                return  # every other one would say the same
             done()
 
 

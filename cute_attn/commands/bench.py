@@ -76,7 +76,8 @@ class _Bar(Progress):
         self._bar.set_description(problems.label(problem))
 
     def step(self, what: str) -> None:
-        self._bar.set_postfix_str(what)
+        self._bar.set_postfix_str(what, refresh=False)
+        self._bar.update(0)  # draws no more often than the bar allows
 
     def rows(self, results: Results) -> None:
         self._bar.update()
