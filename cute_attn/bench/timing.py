@@ -87,10 +87,11 @@ def measure(
         make_ready(name, call, capturable)
     samples: dict[str, list[float]] = {name: [] for name in ready}
 
-    def sample(name: str) -> float:
+    def sample(name: str, cold: bool = True) -> float:
         """One sample of a call, 0 if it raised; then it is left out from now on."""
         try:
-            timer.cold()
+            if cold:
+                timer.cold()
             return timer.seconds(ready[name][0])
         except Exception as error:
             results[name] = said(error)
@@ -99,7 +100,7 @@ def measure(
 
     busy, once = 0.0, 0.0
     while samples and (not busy or busy < pace.warm_up):
-        once = sum(sample(name) for name in list(samples))
+        once = sum(sample(name, cold=False) for name in list(samples))
         busy += once
         if not once:
             break
