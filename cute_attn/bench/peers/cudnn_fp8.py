@@ -20,7 +20,8 @@ class CudnnFp8:
     """``cudnn.pygraph.sdpa_fp8`` of nvidia-cudnn-frontend.
 
     Hopper's kernel writes E4M3 (the front end refuses 16-bit outputs there, and causal masks bottom-right): its output
-    is scaled by V's largest element, which no output exceeds. That rounding is part of its error, and its users'.
+    is scaled by V's largest element, which no output exceeds. That rounding is part of its error, and its users'. It has
+    no quantiser of its own: what is counted as quantisation is PyTorch's.
     """
 
     name = "cudnn_fp8"
@@ -49,9 +50,10 @@ class CudnnFp8:
         one_number = (1, 1, 1, 1)
 
         def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            """E4M3 elements and what to multiply them with."""
+            """E4M3 elements, in memory as [B, S, H, D] like cuDNN's own examples, and what to multiply them with."""
             scale = x.abs().amax().float().clamp(min=1e-30) / _LARGEST
-            return (x / scale).to(torch.float8_e4m3fn), scale.view(one_number)
+            elements = (x.transpose(1, 2).float() / scale).to(torch.float8_e4m3fn)
+            return elements.contiguous().transpose(1, 2), scale.view(one_number)
 
         def numbers(value: float) -> torch.Tensor:
             return torch.full(one_number, value, device=q.device)
