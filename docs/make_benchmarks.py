@@ -85,9 +85,9 @@ cute-attn bench --shapes video b1_h64_kv8_s8192_d128_causal --recipes int8 int8_
 | `sage` | the kernel that SageAttention 2's `sageattn` picks | INT8, E4M3 | a build of its source |
 | `sparge_1`, `sparge_0.5` | SpargeAttn with all, or half, of the key blocks | INT8, E4M3 | a build of its source |
 
-cuDNN and FlashAttention-3 have no quantiser; theirs is PyTorch's here. SpargeAttn's TOPS are counted as dense, and it cannot
-be called without its quantisation. On random inputs no block matters less than another: its 0.5 says what a skipped block
-gains, and nothing of what it costs a model.
+cuDNN and FlashAttention-3 have no quantiser; theirs is PyTorch's here. SpargeAttn's TOPS are counted as dense, and it
+cannot be called without its quantisation. On random inputs no block matters less than another: its 0.5 says what a
+skipped block gains, and nothing of what it costs a model.
 """
 
 LENT = """\

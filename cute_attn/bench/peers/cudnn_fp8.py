@@ -20,8 +20,8 @@ class CudnnFp8:
     """``cudnn.pygraph.sdpa_fp8`` of nvidia-cudnn-frontend.
 
     Hopper's kernel writes E4M3 (the front end refuses 16-bit outputs there, and causal masks bottom-right): its output
-    is scaled by V's largest element, which no output exceeds. That rounding is part of its error, and its users'. It has
-    no quantiser of its own: what is counted as quantisation is PyTorch's.
+    is scaled by V's largest element, which no output exceeds. That rounding is part of its error, as it is for users.
+    It has no quantiser of its own: what is counted as quantisation is PyTorch's.
     """
 
     name = "cudnn_fp8"
