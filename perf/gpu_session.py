@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -178,7 +179,9 @@ def commands(directory: Path, emulated: Path | None, quick: bool, only: list[str
         options = ["--json", str(directory / "bench.json"), *(["--quick"] if quick else [])]
         found["bench"] = [sys.executable, "-c", start, "bench", *options]
     if "tests" in only:
-        found["tests"] = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", str(ROOT / "tests")]
+        # Most of their time is compiling.
+        processes = ["-n", str(min(os.cpu_count() or 1, 8))] if importlib.util.find_spec("xdist") else []
+        found["tests"] = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", *processes, str(ROOT / "tests")]
     return found
 
 

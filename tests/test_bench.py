@@ -623,4 +623,4 @@ def test_on_a_gpu(monkeypatch, capsys, tmp_path):
     for row in rows.values():
         assert row.attention.launch == "graph" and 1e-6 < row.attention.median < 0.1, row
         assert row.errors.rel_l2 < 0.05
-    assert rows["int8"].whole.median > rows["int8"].attention.median
+    assert rows["int8"].whole.samples >= 5 and rows["bf16"].whole is None
