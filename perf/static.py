@@ -25,6 +25,7 @@ from roofline import bound, gpus_of, traffic
 
 from cute_attn import Problem, dispatch, jit, kernel_calls
 from cute_attn.arch import ARCHS
+from cute_attn.bench.ours import recipe_from_text
 from cute_attn.gpus import Gpu
 from cute_attn.recipe import Recipe, recipes
 from cute_attn.report import report
@@ -33,6 +34,16 @@ FILE = Path(__file__).with_name("static.json")
 
 TOKENS = (1024, 8192)
 """At which the roofline's DRAM bounds are shown."""
+
+
+FASTER = ("int8_fp8:accumulate=float16+float32", "fp8:accumulate=float16+float32")
+"""Recipes that are no presets and have rows all the same: peers' kernels accumulate so."""
+
+
+def variants() -> dict[str, Recipe]:
+    """Every recipe that has rows, by the name that `recipe_from_text` reads."""
+    names = [name for preset in recipes() for name in (preset, *(f for f in FASTER if f.split(":")[0] == preset))]
+    return {name: recipe_from_text(name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -61,8 +72,9 @@ class Cost:
         return f"ours, {self.recipe}{', causal' if self.causal else ''}"
 
 
-def cost(recipe: Recipe, arch: str, causal: bool) -> Cost | None:
+def cost(name: str, arch: str, causal: bool) -> Cost | None:
     """None where there is no such kernel."""
+    recipe = variants()[name]
     problem = Problem(4, 32, 32, 4096, 4096, HEAD_DIM, recipe.dtypes[0], causal)
     if not dispatch.supports(recipe, arch, problem):
         return None
@@ -72,7 +84,7 @@ def cost(recipe: Recipe, arch: str, causal: bool) -> Cost | None:
     if steady is None:
         raise RuntimeError(f"{kernel_class.__name__} for {arch} has no main loop that the report can find")
     return Cost(
-        recipe.name,
+        name,
         arch,
         causal,
         (recipe.qk_format, recipe.pv_format),
@@ -92,9 +104,9 @@ def costs(archs: Sequence[str], names: Sequence[str]) -> list[Cost]:
     for arch in archs:
         for name in names:
             for causal in (False, True):
-                print(f"\r{arch} {name:12s}", end="", file=sys.stderr, flush=True)
-                found.append(cost(recipes()[name], arch, causal))
-    print("\r" + " " * 30 + "\r", end="", file=sys.stderr)
+                print(f"\r{arch} {name:36s}", end="", file=sys.stderr, flush=True)
+                found.append(cost(name, arch, causal))
+    print("\r" + " " * 60 + "\r", end="", file=sys.stderr)
     return [row for row in found if row is not None]
 
 
@@ -109,7 +121,7 @@ def merged(old: Sequence[Cost], new: Sequence[Cost], archs: Sequence[str], names
     Rows of recipes and architectures that there are no more are dropped.
     """
     rows = [*(row for row in old if row.arch not in archs or row.recipe not in names), *new]
-    order = {(arch, name): i for i, (arch, name) in enumerate(itertools.product(ARCHS, recipes()))}
+    order = {(arch, name): i for i, (arch, name) in enumerate(itertools.product(ARCHS, variants()))}
     known = [row for row in rows if (row.arch, row.recipe) in order]
     return sorted(known, key=lambda row: (order[row.arch, row.recipe], row.causal))
 
@@ -138,7 +150,7 @@ def peer_lines() -> list[str]:
 def cost_lines(rows: Sequence[Cost]) -> list[str]:
     lines = []
     for arch in dict.fromkeys(row.arch for row in rows):
-        lines += ["", f"{arch:42s} registers spills  slots (fast)   tensor/xu/alu/fma/lsu      bound"]
+        lines += ["", f"{arch:50s} registers spills  slots (fast)   tensor/xu/alu/fma/lsu      bound"]
         for peer in peers_of(arch):
             lines.append(_line(peer.kernel, peer.registers, peer.spills, peer.slots, None, peer.floors))
         for row in rows:
@@ -151,7 +163,7 @@ def _line(name: str, registers: int, spills: int, slots: float, fast: float | No
     both = f"{slots:5.2f}" + ("" if fast is None else f" ({fast:.2f})")
     cycles = "/".join(f"{value:.1f}" for value in floors.values())
     busiest = max(slots if fast is None else fast, *floors.values())
-    return f"{name:42s} {registers:9d} {spills:6d}  {both:13s}  {cycles:25s} {busiest:6.1f}"
+    return f"{name:50s} {registers:9d} {spills:6d}  {both:13s}  {cycles:25s} {busiest:6.1f}"
 
 
 def roofline_lines(rows: Sequence[Cost]) -> list[str]:
@@ -159,7 +171,7 @@ def roofline_lines(rows: Sequence[Cost]) -> list[str]:
     for arch in dict.fromkeys(row.arch for row in rows):
         for gpu in gpus_of(arch):
             memory = "  ".join(f"DRAM {tokens // 1024}K (whole)" for tokens in TOKENS)
-            lines += ["", f"{gpu.name:42s} bound by  upper  in turns  published  L2 TB/s   {memory}"]
+            lines += ["", f"{gpu.name:50s} bound by  upper  in turns  published  L2 TB/s   {memory}"]
             lines += [_peer_bound(peer, gpu) for peer in peers_of(arch)]
             lines += [_our_bound(row, gpu) for row in rows if row.arch == arch]
     return lines
@@ -169,7 +181,7 @@ def _peer_bound(peer: PeerCost, gpu: Gpu) -> str:
     found = bound(peer.slots, peer.floors, HEAD_DIM, gpu)
     published = peer.published.get(gpu.name)
     shown = "" if published is None else f"{published}"
-    return f"{peer.kernel:42s} {found.pipe:9s} {found.upper:5.0f} {found.in_turns:9.0f} {shown:>10s}"
+    return f"{peer.kernel:50s} {found.pipe:9s} {found.upper:5.0f} {found.in_turns:9.0f} {shown:>10s}"
 
 
 def _our_bound(row: Cost, gpu: Gpu) -> str:
@@ -177,7 +189,7 @@ def _our_bound(row: Cost, gpu: Gpu) -> str:
     moved = [traffic(found.upper, row.formats, row.rows, HEAD_DIM, tokens, gpu) for tokens in TOKENS]
     memory = "  ".join(f"{each.memory_tops:6.0f} ({each.memory_tops_whole:5.0f})" for each in moved)
     return (
-        f"{row.kernel:42s} {found.pipe:9s} {found.upper:5.0f} {found.in_turns:9.0f} {'':10s} {moved[0].l2_tb_s:8.1f}"
+        f"{row.kernel:50s} {found.pipe:9s} {found.upper:5.0f} {found.in_turns:9.0f} {'':10s} {moved[0].l2_tb_s:8.1f}"
         f"   {memory}"
     )
 
@@ -185,14 +197,14 @@ def _our_bound(row: Cost, gpu: Gpu) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--archs", nargs="+", choices=tuple(ARCHS), help="default: all")
-    parser.add_argument("--recipes", nargs="+", choices=tuple(recipes()), help="default: all")
+    parser.add_argument("--recipes", nargs="+", choices=tuple(variants()), help="default: all")
     parser.add_argument("--no-roofline", action="store_true", help="costs only")
     parser.add_argument("--json", action="store_true", help="print our rows as JSON, and nothing else")
     parser.add_argument("--write", action="store_true", help=f"also keep our rows in {FILE.name}")
     arguments = parser.parse_args()
     if arguments.json and arguments.no_roofline:
         parser.error("--json has no roofline to leave out: leave --no-roofline out")
-    archs, names = arguments.archs or list(ARCHS), arguments.recipes or list(recipes())
+    archs, names = arguments.archs or list(ARCHS), arguments.recipes or list(variants())
     rows = costs(archs, names)
     if arguments.write:
         keep(merged(kept(), rows, archs, names))

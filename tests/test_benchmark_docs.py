@@ -14,7 +14,7 @@ import roofline
 import static
 from peer_costs import HEAD_DIM, PEERS
 
-from cute_attn import recipes, supports
+from cute_attn import supports
 from cute_attn.arch import ARCHS
 from cute_attn.bench.results import Results
 from cute_attn.gpus import gpu_named, peak_tops
@@ -104,7 +104,7 @@ def test_nothing_to_draw(with_results) -> None:
 def test_every_kernel_has_a_row() -> None:
     expected = {
         (name, arch, causal)
-        for name, recipe in recipes().items()
+        for name, recipe in static.variants().items()
         for arch in ARCHS
         for causal in (False, True)
         if supports(recipe, arch, Problem(4, 32, 32, 4096, 4096, HEAD_DIM, recipe.dtypes[0], causal))
@@ -127,7 +127,7 @@ def test_rows_are_what_the_machine_code_says(name: str, arch: str) -> None:
     """If it says something else now: python perf/static.py --write, then python docs/make_benchmarks.py."""
     for causal in (False,) if (name, arch) in SOME else (False, True):
         (row,) = (r for r in static.kept() if (r.recipe, r.arch, r.causal) == (name, arch, causal))
-        assert static.cost(recipes()[name], arch, causal) == row
+        assert static.cost(name, arch, causal) == row
 
 
 def test_some_rows_are_replaced() -> None:
