@@ -53,6 +53,8 @@ class LoopReport:
 class KernelReport:
     """One kernel.
 
+    resources: of the ELF file; its registers are those at launch, which warps may change by setmaxnreg
+    highest_register: the largest number of a register in its code
     loops:  the main loops in address order; none for a kernel without tensor instructions
     steady: the cheapest of them, None if there are none
     """
@@ -60,6 +62,7 @@ class KernelReport:
     name: str
     arch: str
     resources: KernelResources
+    highest_register: int
     dynamic_shared_bytes: int | None
     instructions: int
     local_instructions: int
@@ -69,15 +72,15 @@ class KernelReport:
     def to_json(self) -> dict[str, Any]:
         """Plain values.
 
-        ``registers`` per thread; ``spills`` local loads and stores in the main loops, or in the whole kernel where it
-        has none; ``smem`` bytes per CTA, static and, where known, dynamic; ``slots_per_32`` and ``floors`` of the
-        steady loop, None without one.
+        ``registers`` per thread, at launch or in the warps with most of them; ``spills`` local loads and stores in the
+        main loops, or in the whole kernel where it has none; ``smem`` bytes per CTA, static and, where known, dynamic;
+        ``slots_per_32`` and ``floors`` of the steady loop, None without one.
         """
         in_loops = sum(loop.spills for loop in self.loops)
         return {
             "kernel": self.name,
             "arch": self.arch,
-            "registers": self.resources.registers,
+            "registers": max(self.resources.registers, self.highest_register + 1),
             "spills": in_loops if self.loops else self.local_instructions,
             "smem": self.resources.static_shared_bytes + (self.dynamic_shared_bytes or 0),
             "slots_per_32": self.steady and self.steady.slots,
@@ -110,6 +113,7 @@ def report(program: Program, head_dim: int, value_dim: int | None = None) -> lis
                 name=name,
                 arch=program.arch,
                 resources=resources[name],
+                highest_register=functions[name].highest_register(),
                 dynamic_shared_bytes=program.shared_bytes,
                 instructions=len(functions[name].instructions),
                 local_instructions=local,

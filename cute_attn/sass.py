@@ -120,6 +120,10 @@ class Function:
         first, last = self._blocks[number]
         return self.instructions[first:last]
 
+    def highest_register(self) -> int:
+        """The largest number of a register that an instruction names; of a warpgroup's accumulators, the last one's."""
+        return max((_last_register(instruction) for instruction in self.instructions), default=-1)
+
     def count(self, blocks: Iterable[int]) -> int:
         """Instructions in some blocks."""
         return sum(self._blocks[b][1] - self._blocks[b][0] for b in blocks)
@@ -241,6 +245,14 @@ class Function:
                     pending.extend([*self.successors[block], *self.predecessors[block]])
             found.append(frozenset(region))
         return found
+
+
+def _last_register(instruction: Instruction) -> int:
+    """-1 if it names none. A warpgroup's MMA names the first of N / 2 accumulators, of N / 4 in F16."""
+    numbers = [int(number) for number in re.findall(r"\bR(\d+)\b", instruction.operands)]
+    if (shape := re.match(r"[A-Z]GMMA\.64x(\d+)x\d+\.(\w+)", instruction.opcode)) and numbers:
+        numbers.append(numbers[0] + int(shape[1]) // (4 if shape[2] == "F16" else 2) - 1)
+    return max(numbers, default=-1)
 
 
 def _barrier(instruction: Instruction) -> str:

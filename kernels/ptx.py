@@ -19,10 +19,12 @@ __all__ = [
     "multiply_f16x2",
     "opaque",
     "pack_bf16x2",
+    "pack_bytes_e4m3",
     "pack_bytes_f16",
-    "pack_e4m3x4",
     "pack_f16x2",
     "shift_right",
+    "unpack_bf16x2",
+    "unpack_f16x2",
 ]
 
 
@@ -96,6 +98,17 @@ def pack_bytes_f16(p: list[Float32]) -> Int32:
     return Int32(_asm(T.i32(), text, [*p, Int32(0x64006400)], "=r,f,f,f,f,r"))
 
 
+def pack_bytes_e4m3(p: list[Float32]) -> Int32:
+    """Four float32 rounded to E4M3, at most 448, as the bytes of one register, p[0] lowest: two F2FP."""
+    text = (
+        "{.reg .b16 a, b; "
+        "cvt.rn.satfinite.e4m3x2.f32 a, $2, $1; "
+        "cvt.rn.satfinite.e4m3x2.f32 b, $4, $3; "
+        "mov.b32 $0, {a, b};}"
+    )
+    return Int32(_asm(T.i32(), text, p, "=r,f,f,f,f"))
+
+
 def pack_f16x2(low: Float32, high: Float32) -> Int32:
     """Two float32 rounded to float16 in one register, one F2FP. The DSL converts one by one and then joins them."""
     return Int32(_asm(T.i32(), "cvt.rn.f16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
@@ -106,18 +119,16 @@ def pack_bf16x2(low: Float32, high: Float32) -> Int32:
     return Int32(_asm(T.i32(), "cvt.rn.bf16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
 
 
-def pack_e4m3x4(values: list[Float32]) -> Int32:
-    """Four float32 rounded half to even to E4M3, from the low byte up: NaN is 0x7F, what is beyond ±448 becomes that.
+def unpack_f16x2(packed: Int32) -> list[Float32]:
+    """The two float16 of one register as float32, lower one first: two HADD2.F32."""
+    text = "{.reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;}"
+    two = _asm(llvm.StructType.get_literal([T.f32()] * 2), text, [packed], "=f,=f,r")
+    return [Float32(llvm.extractvalue(T.f32(), two, [i])) for i in range(2)]
 
-    Two F2FP; sm_89 is the first to have them.
-    """
-    text = (
-        "{.reg .b16 a, b; "
-        "cvt.rn.satfinite.e4m3x2.f32 a, $2, $1; "
-        "cvt.rn.satfinite.e4m3x2.f32 b, $4, $3; "
-        "mov.b32 $0, {a, b};}"
-    )
-    return Int32(_asm(T.i32(), text, values, "=r,f,f,f,f"))
+
+def unpack_bf16x2(packed: Int32) -> list[Float32]:
+    """The same of bfloat16: a shift and a mask."""
+    return [(packed << 16).bitcast(Float32), (packed & Int32(-65536)).bitcast(Float32)]
 
 
 def multiply_f16x2(a: Int32, b: Int32) -> Int32:

@@ -11,7 +11,7 @@ from cutlass import BFloat16, Float8E4M3FN, Float16, Float32, Int32, const_expr
 
 from .atoms import ldmatrix_atom, mma_float_op, mma_in_place
 from .operand_planes import PLANE_BYTES_PER_ROW, b_fragment_offset, transposed_b_fragment_offset
-from .ptx import any_greater, multiply_f16x2, pack_bf16x2, pack_e4m3x4, pack_f16x2
+from .ptx import any_greater, multiply_f16x2, pack_bf16x2, pack_bytes_e4m3, pack_f16x2
 from .row_tile import RowTile
 from .running_max import UNSEEN, quad_max, raised_bias, score_limit
 from .tile_image import TILE_TOKENS, TileImage
@@ -55,7 +55,7 @@ E4M3_ACCUMULATORS = {
 _PACK = {
     Float16: lambda two: pack_f16x2(*two),
     BFloat16: lambda two: pack_bf16x2(*two),
-    Float8E4M3FN: pack_e4m3x4,
+    Float8E4M3FN: pack_bytes_e4m3,
 }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ class Operands:
 
     delta, NaN beyond the keys, and v_mean are random too, where the recipe smooths Q or V.
     tile_tokens, sum_rows: `TileImage`'s ``tokens`` and ``sum_rows``
+    share_k_scale: the tokens {16i + 4t … + 3} of a tile of K have one scale, for each t: those of one thread of the MMA
     """
 
     batch: int = 1
@@ -43,6 +45,7 @@ class Operands:
     key_lengths: list[int] | None = None
     tile_tokens: int = TILE_TOKENS
     sum_rows: int = 0
+    share_k_scale: bool = False
     q: torch.Tensor = field(init=False)
     q_scale: torch.Tensor = field(init=False)
     q_bias: torch.Tensor = field(init=False)
@@ -75,6 +78,9 @@ class Operands:
         self.q, self.q_scale = elements(*queries, self.head_dim), positive(*queries) * (127 / levels)
         self.q_bias = torch.randn(queries, generator=generator)
         scale = ((positive(*keys) * self.k_scale * 50 * (127 / levels)).view(torch.int32) + 3 & ~3).view(torch.float32)
+        if self.share_k_scale:
+            token = torch.arange(self.seq_k)
+            scale = scale[..., token // self.tile_tokens * self.tile_tokens + token % 16 // 4 * 4]
         k, v = elements(*keys, self.head_dim), integers(*keys, self.head_dim)
         if self.recipe.pv_format == "float16":  # |v| < 2
             v = (v.float() / 64).half()
@@ -100,7 +106,14 @@ def target(recipe: Recipe, tensor: torch.Tensor) -> str:
     return resolve_arch(None if tensor.is_cuda or recipe.pv_format != "e4m3" else "sm_89", tensor).name
 
 
-def run(operands: Operands, config: AttentionConfig, device: torch.device, out: torch.Tensor | None = None):
+def run(
+    operands: Operands,
+    config: Any,
+    device: torch.device,
+    out: torch.Tensor | None = None,
+    kernel_class: type = AttentionSm80,
+    arch: str | None = None,
+):
     """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows."""
     o = operands
     shape = (o.batch, o.heads, o.seq_q, o.head_dim)
@@ -110,7 +123,7 @@ def run(operands: Operands, config: AttentionConfig, device: torch.device, out: 
     lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
     arguments = (o.data(), o.q_scale, o.q_bias, o.image, o.v_scale, o.delta, o.v_mean)
     inputs = [x if x is None else x.to(device) for x in arguments]
-    kernel = jit.load(AttentionSm80, config, target(o.recipe, inputs[0]), jit.backend())
+    kernel = jit.load(kernel_class, config, arch or target(o.recipe, inputs[0]), jit.backend())
     kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
     return out.cpu(), None if lse is None else lse.cpu()
 

@@ -48,6 +48,7 @@ SASS = """
 def test_known_sass() -> None:
     function = parse(SASS)["known"]
     assert len(function.instructions) == 15
+    assert function.highest_register() == 12
     (loop,) = report_kernel(function, "sm_80", head_dim=32, value_dim=32)
     assert (loop.first, loop.last) == (0x30, 0xB0)
     assert loop.scores == 2 * 4096 // 64
@@ -55,6 +56,20 @@ def test_known_sass() -> None:
     assert loop.spills == 1
     assert loop.mix == {"tensor": 0.5, "branch": 0.75, "asynchronous": 0.25}
     assert loop.floors == {"tensor": 2 * 8 / 4, "xu": 0, "alu": 0, "fma": 0, "lsu": 0}
+
+
+@pytest.mark.parametrize(
+    ("instruction", "highest"),
+    [
+        ("IGMMA.64x128x32.S8.S8.SAT R24, gdesc[UR8], R24", 24 + 63),
+        ("QGMMA.64x136x32.F32.E4M3.E4M3 R16, R92, gdesc[UR8], R16", 92),
+        ("HGMMA.64x256x16.F16 R8, gdesc[UR8], R8", 8 + 63),
+        ("IADD3 R7, R3, UR90, RZ", 7),
+    ],
+)
+def test_accumulators_of_a_warpgroup_count_as_registers(instruction: str, highest: int) -> None:
+    function = parse(f'\t.section\t.text.one,"ax",@progbits\n        /*0000*/  {instruction} ;\n')["one"]
+    assert function.highest_register() == highest
 
 
 def test_blocks_and_dominators() -> None:

@@ -1,0 +1,65 @@
+"""What the attention kernels of sm_90a cost before anybody runs them: read off the machine code.
+
+At head dim 128 the tensor pipe takes 8.25 cycles per 32 scores and 2^x alone 8 of the XU pipe, so that slots are not
+what bounds the kernels as long as they stay well below. See `cute_attn.report` for the terms.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from cute_attn import jit, recipes
+from cute_attn.kernels.attention_sm90 import AttentionSm90, AttentionSm90Config
+from cute_attn.report import KernelReport, LoopReport, report
+
+SLOTS = {"int8_fp8": 6.5, "fp8": 6.0, "int8": 6.5, "int8_fp16": 5.7}
+
+
+def attention_report(name: str, head_dim: int = 128, **changes) -> KernelReport:
+    config = AttentionSm90Config(head_dim, recipe=name, accumulate=recipes()[name].accumulate, **changes)
+    image = AttentionSm90(config).image
+    (kernel,) = report(jit.build(AttentionSm90, config, "sm_90a"), image.key_dims, image.value_channels)
+    assert len(kernel.loops) == 2  # tiles that need a mask, and the steady loop
+    return kernel
+
+
+def waits(loop: LoopReport) -> int:
+    """How often an iteration waits for the tensor cores: more than the source says, and ptxas serialised the wgmmas."""
+    return sum(instruction.opcode.startswith("WARPGROUP.DEPBAR") for instruction in loop.instructions)
+
+
+@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize("causal", [False, True])
+def test_head_dim_128(name, causal):
+    kernel = attention_report(name, causal=causal, has_lse=causal)
+    assert kernel.steady.slots["fast"] <= SLOTS[name]
+    assert [waits(loop) for loop in kernel.loops] == [2, 2]
+    assert kernel.highest_register < 160
+    assert kernel.local_instructions == 0
+    assert kernel.steady.floors["xu"] <= 8.0  # 2^x and nothing else
+    assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
+
+
+@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize("head_dim", [64, 96])
+def test_smaller_head_dims(name, head_dim):
+    kernel = attention_report(name, head_dim, causal=True)
+    assert [waits(loop) for loop in kernel.loops] == [2, 2]
+    assert kernel.highest_register < 160
+    assert kernel.local_instructions == 0
+
+
+@pytest.mark.parametrize("name", SLOTS)
+def test_a_scale_per_token_costs_a_multiplication_per_score(name):
+    kernel = attention_report(name, k_scale_per_token=True)
+    assert kernel.steady.slots["fast"] <= SLOTS[name] + 2.0
+    assert kernel.steady.spills == 0
+
+
+@pytest.mark.parametrize(("name", "head_dim", "parts"), [("int8", 256, 1), ("int8_fp8", 192, 1), ("int8_fp8", 256, 2)])
+def test_two_warpgroups_of_large_heads(name, head_dim, parts):
+    """E4M3's sums of one tile take registers besides the output: V is multiplied in two parts above 192 channels."""
+    kernel = attention_report(name, head_dim, warpgroups=2, stages=2)
+    assert [waits(loop) for loop in kernel.loops] == [1 + parts, 1 + parts]
+    assert kernel.highest_register < 240
+    assert kernel.steady.spills == 0
