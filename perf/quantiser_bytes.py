@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from cute_attn import emulator, jit, kernel_calls
+from cute_attn.arch import arch_from_name
+from cute_attn.dispatch import image_layout
 from cute_attn.kernels.delta_scores import DeltaConfig, DeltaScores
 from cute_attn.kernels.quantize_query import BLOCK_TOKENS, QueryConfig, QueryRows
 from cute_attn.kernels.rows import QuantizerConfig
@@ -59,10 +61,12 @@ def random(*shape: int) -> torch.Tensor:
 def key_value(recipe: str, arch: str, head_dim: int, tokens: int) -> Moved:
     """K and V to tile images: statistics, their end, and tiles."""
     k, v = random(2, 1, HEADS, tokens, head_dim)
+    layout = image_layout(recipes()[recipe], head_dim, arch_from_name(arch))
     results: list[torch.Tensor] = []
 
     def run() -> None:
-        results.extend(x for x in kernel_calls.key_value_tiles(k, v, recipes()[recipe], arch) if x is not None)
+        made = kernel_calls.key_value_tiles(k, v, recipes()[recipe], layout, arch)
+        results.extend(x for x in made if x is not None)
 
     return moved(run, [k, v], results)
 

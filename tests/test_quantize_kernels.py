@@ -53,13 +53,15 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def key_value_tiles(k: torch.Tensor, v: torch.Tensor, recipe: Recipe = PER_CHANNEL) -> tuple[torch.Tensor, ...]:
     """image, v_scale and k_mean from the three kernels, on the CPU."""
-    results = kernel_calls.key_value_tiles(k, v, recipe, resolve_arch(None, k).name)
+    arch = resolve_arch(None, k)
+    results = kernel_calls.key_value_tiles(k, v, recipe, TileImage(k.shape[3], recipe.pv_format), arch.name)
     return tuple(x.cpu() for x in results if x is not None)
 
 
 def query_rows(q: torch.Tensor, k_mean: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """data, scale and bias from the kernel, on the CPU."""
-    results = kernel_calls.query_rows(q, k_mean.to(q.device), PER_CHANNEL, resolve_arch(None, q).name)
+    layout, arch = TileImage(q.shape[3]), resolve_arch(None, q).name
+    results = kernel_calls.query_rows(q, k_mean.to(q.device), PER_CHANNEL, layout, arch)
     return tuple(x.cpu() for x in results if x is not None)
 
 
