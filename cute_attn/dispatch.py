@@ -44,9 +44,15 @@ class _Family:
     head_dims: range = range(16, 257, 8)
     only: tuple[tuple[str, tuple[object, ...]], ...] = ()
 
+    def has_formats(self, recipe: Recipe) -> bool:
+        return (self.qk_format, self.pv_format) == (recipe.qk_format, recipe.pv_format)
+
+    def lacks(self, recipe: Recipe) -> list[str]:
+        """Fields of a recipe in these formats whose values are not served, as "field=value"."""
+        return [f"{field}={getattr(recipe, field)!r}" for field, v in self.only if getattr(recipe, field) not in v]
+
     def serves(self, recipe: Recipe) -> bool:
-        formats = (self.qk_format, self.pv_format) == (recipe.qk_format, recipe.pv_format)
-        return formats and all(getattr(recipe, field) in values for field, values in self.only)
+        return self.has_formats(recipe) and not self.lacks(recipe)
 
 
 # Warp-level mma.sync m16n8k32 with s8 and u8 operands exists on all of these; sm_100a has it only as an emulation.
@@ -55,8 +61,8 @@ _WARP_MMA = ("sm_80", "sm_86", "sm_89", "sm_90a", "sm_120a")
 # m16n8k64 with s4 operands: Hopper and later have no such instruction.
 _INT4_MMA = ("sm_80", "sm_86", "sm_89")
 
-# mma.sync with E4M3 operands, from sm_89 on.
-_E4M3_MMA = ("sm_89", "sm_90a", "sm_120a")
+# mma.sync with E4M3 operands: on sm_90a ptxas makes conversions and float16 MMAs of it.
+_E4M3_MMA = ("sm_89", "sm_120a")
 
 # Warpgroup MMAs exist on Hopper alone. There, nothing adds what smoothing Q takes off the scores, and sums are float32.
 _WGMMA = ("sm_90a",)
@@ -96,7 +102,12 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: AnyTileConfig 
     families = _families(recipe, arch)
     if not families:
         archs = (name for name in ARCHS if any(f.serves(recipe) and name in f.archs for f in _FAMILIES))
-        return f"recipe {recipe.name!r} has no kernel for {arch.name} ({arch.gpus}); it runs on {', '.join(archs)}"
+        lacking = [
+            what for f in _FAMILIES if f.has_formats(recipe) and arch.name in f.archs for what in f.lacks(recipe)
+        ]
+        given = f" with {', '.join(dict.fromkeys(lacking))}" if lacking else ""
+        where = f"{arch.name} ({arch.gpus})"
+        return f"recipe {recipe.name!r}{given} has no kernel for {where}; it runs on {', '.join(archs)}"
     family = next((f for f in families if config is None or type(config) is f.tile), None)
     if family is None:
         offered = " or ".join(f.tile.__name__ for f in families)

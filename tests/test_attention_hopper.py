@@ -42,7 +42,7 @@ def test_warpgroup_kernels_are_the_first_choice(name):
 
 @pytest.mark.parametrize(
     ("name", "changes"),
-    [("int8", {"smooth_q": True}), ("int8_fp16", {"accumulate": "float16"}), ("int8_fp8", {"smooth_q": True})],
+    [("int8", {"smooth_q": True}), ("int8_fp16", {"accumulate": "float16"})],
 )
 def test_what_they_lack_is_served_by_warp_mma(name, changes):
     recipe = recipes()[name].replace(**changes)
@@ -50,6 +50,19 @@ def test_what_they_lack_is_served_by_warp_mma(name, changes):
     q, k, v = random_qkv((1, 2, 40, 64), (1, 1, 100, 64))
     out, lse = cute_attn.attention(q, k, v, recipe=recipe, return_lse=True, arch="sm_90a")
     assert_close(out, lse, q, k, v, recipe=recipe, arch="sm_90a")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "text"),
+    [
+        ("int8_fp8", {"smooth_q": True}, "smooth_q=True"),
+        ("fp8", {"accumulate": "float16+float32"}, "accumulate='float16+float32'"),
+    ],
+)
+def test_what_nothing_there_serves(name, changes, text):
+    recipe = recipes()[name].replace(**changes)
+    reason = dispatch.supports(recipe, "sm_90a", problem_of(recipe)).reason
+    assert reason == f"recipe {name!r} with {text} has no kernel for sm_90a (H100, H200); it runs on sm_89, sm_120a"
 
 
 def test_a_tile_config_names_the_kernel():
