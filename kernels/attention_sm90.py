@@ -70,6 +70,8 @@ class AttentionSm90Config:
     recipe, accumulate: as of cute_attn.Recipe
     k_scale_per_token: whether every token of K has a scale of its own, which costs a multiplication per score;
                otherwise the tokens {16i + 4t … + 3} of a tile share theirs, for each t
+    fma_eighths: of every eight 2^x how many the FMA pipe computes instead of the XU pipe, within 0.18 %: for E4M3
+               values, which round P by up to 6 %
     smooth_v:  whether a tensor brings back V's mean
     varlen_k:  whether every batch element has its own number of keys, given by a tensor
     """
@@ -85,6 +87,7 @@ class AttentionSm90Config:
     recipe: str = "int8_fp8"
     accumulate: str = "float32+float32"
     k_scale_per_token: bool = False
+    fma_eighths: int = 0
     smooth_v: bool = False
     varlen_k: bool = False
 
@@ -172,6 +175,7 @@ class AttentionSm90:
             "out_align": (16, 8, 4, 2),
             "warpgroups": (1, 2, 3),
             "stages": (1, 2, 3, 4, 5, 6, 7, 8),
+            "fma_eighths": range(9) if _FORMATS.get(config.recipe, ("",) * 3)[1] == "e4m3" else (0,),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
@@ -388,7 +392,7 @@ class AttentionSm90:
             queries, self.rows, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token
         )
         registers = _CONSUMER_REGISTERS[c.warpgroups]
-        softmax = WarpgroupSoftmax.create(ring.tiles, *stages, self.image, registers)
+        softmax = WarpgroupSoftmax.create(ring.tiles, *stages, self.image, registers, c.fma_eighths)
         mine = SequenceBounds(
             bounds.seq_q, bounds.seq_k, bounds.row_begin + warpgroup * ROWS, ROWS, TILE_TOKENS, c.causal
         )
