@@ -16,27 +16,16 @@ from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .ptx import opaque
 from .row_copy import RowCopy
-from .scores_warpgroup import SMALLEST_FACTOR, WarpgroupScores
+from .scores_warpgroup import SMALLEST_FACTOR
 from .sequence import SequenceBounds
-from .softmax_warpgroup import WarpgroupSoftmax, value_parts
-from .tile_image import TileImage
+from .softmax_warpgroup import value_parts
 from .warpgroup_mma import ROWS
+from .warpgroup_recipes import TILE_TOKENS, WARPGROUP_RECIPES
 
 __all__ = ["HEAD_DIMS", "TILE_TOKENS", "AttentionSm90", "AttentionSm90Config"]
 
 HEAD_DIMS = range(16, 257, 8)
 """Head dims that there are kernels for."""
-
-TILE_TOKENS = 128
-"""Tokens of a KV tile."""
-
-_FORMATS = {
-    "int8_fp8": ("int8", "e4m3", "float32+float32"),
-    "fp8": ("e4m3", "e4m3", "float32+float32"),
-    "int8": ("int8", "int8", "int32"),
-    "int8_fp16": ("int8", "float16", "float32"),
-}
-"""Recipe to formats of K and V in the tile image, and how P·V is accumulated."""
 
 _OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
 
@@ -148,7 +137,9 @@ class AttentionSm90:
         if reason := self.can_implement(config):
             raise ValueError(reason)
         self.config = config
-        self.image = _image(config)
+        self.recipe = WARPGROUP_RECIPES[config.recipe]
+        self.image = self.recipe.image(config.head_dim)
+        self.stage_bytes = self.image.nbytes // self.recipe.turns
         self.rows = ROWS * config.warpgroups
         self.consumers = _WARPGROUP * config.warpgroups
         self.threads = self.consumers + _WARPGROUP
@@ -167,22 +158,22 @@ class AttentionSm90:
     def can_implement(config: AttentionSm90Config) -> str | None:
         """None, or why there is no kernel of this configuration."""
         allowed: dict[str, tuple[Any, ...]] = {
-            "recipe": tuple(_FORMATS),
+            "recipe": tuple(WARPGROUP_RECIPES),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
             "warpgroups": (1, 2, 3),
             "stages": (1, 2, 3, 4, 5, 6, 7, 8),
-            "fma_eighths": range(9) if _FORMATS.get(config.recipe, ("",) * 3)[1] == "e4m3" else (0,),
+            "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") else (0,),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
         for field, values in allowed.items():
             if getattr(config, field) not in values:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
-        if config.accumulate != (expected := _FORMATS[config.recipe][2]):
+        if config.accumulate != (expected := WARPGROUP_RECIPES[config.recipe].accumulate):
             return f"accumulate={config.accumulate!r} is not {expected}, which recipe={config.recipe!r} needs"
         registers = _CONSUMER_REGISTERS[config.warpgroups]
-        if value_parts(_image(config), registers) is None:
+        if value_parts(WARPGROUP_RECIPES[config.recipe].image(config.head_dim), registers) is None:
             return (
                 f"warpgroups={config.warpgroups} leave {registers} registers a thread, too few for "
                 f"head_dim={config.head_dim}: use warpgroups=2"
@@ -192,6 +183,8 @@ class AttentionSm90:
                 f"stages={config.stages} need {needed} bytes of shared memory with warpgroups={config.warpgroups} and "
                 f"head_dim={config.head_dim}; a CTA has {_SHARED_BYTES}: use fewer"
             )
+        if config.smooth_v and not WARPGROUP_RECIPES[config.recipe].quantised:
+            return f"recipe={config.recipe!r} smooths nothing, because it quantises nothing"
         return None
 
     def fake_arguments(self) -> tuple[Any, ...]:
@@ -203,29 +196,41 @@ class AttentionSm90:
             order = tuple(reversed(range(len(shape))))
             return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
 
-        strides = tuple(cute.sym_int64(divisibility=c.out_align // 2) for _ in range(3))
-        out_dtype = _OUT_DTYPES[c.out_dtype]
+        if self.recipe.quantised:
+            query = (compact(Int8, (batch, heads, seq_q, self.image.key_bytes), 16),)
+            query += tuple(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2))
+            key_value = (
+                compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
+                compact(Float32, (batch, kv_heads, c.head_dim), 16),
+            )
+        else:
+            query = (self._fake_rows(batch, heads, seq_q, self.recipe.element, 16), None, None)
+            key_value = tuple(self._fake_rows(batch, kv_heads, tiles, self.recipe.element, 16) for _ in range(2))
         return (
-            compact(Int8, (batch, heads, seq_q, self.image.key_bytes), 16),
-            *(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2)),
-            compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
-            compact(Float32, (batch, kv_heads, c.head_dim), 16),
+            *query,
+            *key_value,
             None,
             compact(Float32, (batch, kv_heads, c.head_dim), 16) if c.smooth_v else None,
             compact(Int32, (batch,), 4) if c.varlen_k else None,
-            make_fake_tensor(out_dtype, (batch, heads, seq_q, c.head_dim), (*strides, 1), assumed_align=c.out_align),
+            self._fake_rows(batch, heads, seq_q, _OUT_DTYPES[c.out_dtype], c.out_align),
             compact(Float32, (batch, heads, seq_q), 4) if c.has_lse else None,
             Int32(0),
             Float32(0),
             make_fake_stream(use_tvm_ffi_env_stream=True),
         )
 
+    def _fake_rows(self, batch: Any, heads: Any, tokens: Any, element: Any, align: int) -> Any:
+        """[B, H, S, D] of 16-bit floats with any strides that keep rows aligned to ``align`` bytes."""
+        strides = tuple(cute.sym_int64(divisibility=align // 2) for _ in range(3))
+        shape = (batch, heads, tokens, self.config.head_dim)
+        return make_fake_tensor(element, shape, (*strides, 1), assumed_align=align)
+
     @cute.jit
     def __call__(
         self,
         q: cute.Tensor,
-        q_scale: cute.Tensor,
-        q_bias: cute.Tensor,
+        q_scale: cute.Tensor | None,
+        q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
         delta: None,
@@ -237,7 +242,7 @@ class AttentionSm90:
         softmax_scale_log2: Float32,
         stream: Any,
     ):
-        """Launch. The arguments are those of `AttentionSm80`, in its order, for recipes that quantise:
+        """Launch. The arguments are those of `AttentionSm80`, in its order. For recipes that quantise:
 
         q:       int8 [B, Hq, Sq, `image.key_bytes`]: INT8, or E4M3's bytes, zeros past D; compact, as q_scale, q_bias
         keys:    uint8 [B, Hkv, T, bytes], compact: tile images of 128 tokens with rows of ones, T = ceil(seq_k / 128)
@@ -249,18 +254,20 @@ class AttentionSm90:
         fitting = cutlass.min(self.config.l2_bytes // head_bytes, Int64(all_heads)).to(Int32)
         together = cutlass.max(fitting, cute.ceil_div(all_heads, _LARGEST_GRID_Z))
         grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
-        self.kernel(q, q_scale, q_bias, keys, values, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2).launch(
-            grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream, min_blocks_per_mp=1
-        )
+        maps = self.recipe.maps(keys, values, seq_k, self.image)
+        self.kernel(
+            q, q_scale, q_bias, keys, values, maps, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2
+        ).launch(grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream, min_blocks_per_mp=1)
 
     @cute.kernel
     def kernel(
         self,
         q: cute.Tensor,
-        q_scale: cute.Tensor,
-        q_bias: cute.Tensor,
+        q_scale: cute.Tensor | None,
+        q_bias: cute.Tensor | None,
         keys: cute.Tensor,
         values: cute.Tensor,
+        maps: tuple | None,
         v_mean: cute.Tensor | None,
         key_lengths: cute.Tensor | None,
         out: cute.Tensor,
@@ -283,20 +290,25 @@ class AttentionSm90:
             warpgroup = cute.arch.make_warp_uniform(cute.arch.thread_idx()[0] // _WARPGROUP)
             if warpgroup == self.config.warpgroups:
                 cute.arch.setmaxregister_decrease(_PRODUCER_REGISTERS)
-                if cute.arch.thread_idx()[0] == self.consumers:
-                    images = keys.iterator + Int64(head // group) * keys.shape[2] * self.image.nbytes
-                    ring.produce(images, bounds.tiles())
+                if cute.arch.thread_idx()[0] // 32 == self.consumers // 32:
+                    source = self.recipe.source(
+                        keys, maps, head // group, seq_k, self.image, ring.own_barrier, self.config.varlen_k
+                    )
+                    ring.produce(source, bounds.tiles())
             else:
                 cute.arch.setmaxregister_increase(_CONSUMER_REGISTERS[self.config.warpgroups])
                 mine = replace(bounds, row_begin=row_begin + warpgroup * ROWS, rows=ROWS)
                 queries = shared + cute.assume(warpgroup * self.q_bytes, divby=256)
                 self.load_queries(self.head_queries(q, head), queries, mine, warpgroup)
-                scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
+                scales, biases, channels = None, None, (None, None)
+                if const_expr(self.recipe.quantised):
+                    scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
                 softmax = self.attend(ring, bounds.tiles(), mine, queries, scales, softmax_scale_log2)
-                kv_head = opaque(head) // group  # divided again, so that no register holds it through the main loop
+                if const_expr(self.recipe.quantised):
+                    kv_head = opaque(head) // group  # divided again: no register holds it through the main loop
+                    channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
                 query = (scales, biases, softmax_scale_log2)
                 epilogue = Epilogue(softmax, mine, query, self.warp_row(), self.image, 1)
-                channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
                 epilogue.store_output(out[head // heads, head % heads, None, None], channels)
                 if const_expr(lse is not None):
                     epilogue.store_lse(self.head_rows(lse, head))
@@ -304,8 +316,8 @@ class AttentionSm90:
     def ring(self, shared: cute.Pointer) -> KvRing:
         """The stages behind Q, and the barriers behind them."""
         tiles = shared + self.config.warpgroups * self.q_bytes
-        barriers = cute.recast_ptr(tiles + self.config.stages * self.image.nbytes, dtype=Int64)
-        return KvRing.create(tiles, barriers, self.image.nbytes, self.config.stages)
+        barriers = cute.recast_ptr(tiles + self.config.stages * self.stage_bytes, dtype=Int64)
+        return KvRing.create(tiles, barriers, self.stage_bytes, self.config.stages, self.recipe.turns)
 
     def assignment(self) -> tuple[Int32, Int32]:
         """(batch·heads + head, first query row) of this CTA.
@@ -330,8 +342,10 @@ class AttentionSm90:
         return cute.make_tensor(x.iterator + Int64(head) * head_dim, cute.make_layout(head_dim))
 
     def head_queries(self, q: cute.Tensor, head: Int32) -> cute.Tensor:
-        """[Sq, bytes] of one head of Q."""
-        _, _, seq_q, row_bytes = q.shape
+        """[Sq, D] of one head of Q."""
+        _, heads, seq_q, row_bytes = q.shape
+        if not self.recipe.quantised:
+            return q[head // heads, head % heads, None, None]
         rows = cute.make_layout((seq_q, row_bytes), stride=(row_bytes, 1))
         return cute.make_tensor(q.iterator + Int64(head) * seq_q * row_bytes, rows)
 
@@ -344,24 +358,26 @@ class AttentionSm90:
         return bounds.row_begin + self.warp_row() + lane_index() // 4
 
     @cute.jit
-    def row_scales(self, scales: cute.Tensor, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
-        """float32 (2,): Q's scale times ``factor`` of each of this lane's rows; positive, finite."""
+    def row_scales(self, scales: cute.Tensor | None, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
+        """float32 (2,): ``factor``, times Q's scale if given, of each of this lane's rows; positive, finite."""
         row = self.lane_row(bounds)
         row_scale = cute.make_rmem_tensor((2,), Float32)
         for r in range_constexpr(2):
-            row_scale[r] = Float32(0)
-            if row + 8 * r < bounds.seq_q:
-                product = scales[row + 8 * r] * factor
-                row_scale[r] = product if product < Float32.inf else Float32(0)
+            row_scale[r] = factor
+            if const_expr(scales is not None):
+                row_scale[r] = Float32(0)
+                if row + 8 * r < bounds.seq_q:
+                    product = scales[row + 8 * r] * factor
+                    row_scale[r] = product if product < Float32.inf else Float32(0)
             row_scale[r] = cute.arch.fmax(row_scale[r], Float32(SMALLEST_FACTOR))
         return row_scale
 
     @cute.jit
     def load_queries(self, q: cute.Tensor, queries: cute.Pointer, bounds: SequenceBounds, warpgroup: Int32):
-        """A warpgroup's rows of Q [Sq, bytes] -> its planes, zeros past the last one; ready for the tensor cores."""
-        thread = cute.arch.thread_idx()[0] % _WARPGROUP
-        copy = RowCopy.create(self.q_planes, q.shape[1], _WARPGROUP, thread)
-        step = Int64(q.stride[0])
+        """A warpgroup's rows of Q [Sq, D] -> its planes, zeros past the last one; ready for the tensor cores."""
+        thread, element_bytes = cute.arch.thread_idx()[0] % _WARPGROUP, self.recipe.query_bytes
+        copy = RowCopy.create(self.q_planes, element_bytes * q.shape[1], _WARPGROUP, thread)
+        step = Int64(q.stride[0]) * element_bytes
         first = bounds.row_begin + copy.row
         copy.copy(queries, q.iterator.toint() + first * step + copy.byte, step, bounds.seq_q - first)
         cute.arch.cp_async_commit_group()
@@ -376,7 +392,7 @@ class AttentionSm90:
         brought: Int32,
         bounds: SequenceBounds,
         queries: cute.Pointer,
-        scales: cute.Tensor,
+        scales: cute.Tensor | None,
         softmax_scale_log2: Float32,
     ) -> Any:
         """Visit the KV tiles from the last to the first; returns the softmax's final state.
@@ -387,13 +403,13 @@ class AttentionSm90:
         """
         c = self.config
         row_scale = self.row_scales(scales, bounds, softmax_scale_log2)
-        stages = (c.stages, self.image.nbytes)
-        scores = WarpgroupScores.create(queries, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token)
+        stages = (c.stages, self.stage_bytes)
+        scores = self.recipe.scores(queries, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token)
         registers = _CONSUMER_REGISTERS[c.warpgroups]
-        softmax = WarpgroupSoftmax.create(ring.tiles, *stages, self.image, registers, c.fma_eighths)
+        softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
         tiles, full = self.tile_counts(bounds)
-        for _ in cutlass.range(brought - tiles, unroll=1):
+        for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
             ring.wait()
             ring.release()
         beyond = mask.at(tiles * TILE_TOKENS)
@@ -411,6 +427,7 @@ class AttentionSm90:
                 left = full - chunk * softmax.chunk_tiles
                 for _ in cutlass.range(cutlass.min(left, softmax.chunk_tiles), unroll=1):
                     self.visit(ring, scores, softmax, None)
+        softmax.finish()
         return softmax
 
     @cute.jit
@@ -420,23 +437,19 @@ class AttentionSm90:
         return tiles, cutlass.min(bounds.full_tiles(), tiles)
 
     @cute.jit
-    def visit(self, ring: KvRing, scores: WarpgroupScores, softmax: WarpgroupSoftmax, mask: ScoreMask | None):
+    def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None):
         """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V."""
         stage = ring.wait()
         sums = scores.multiply(stage)
         y, largest, factors = scores.dequantise(sums, stage, mask)
         softmax.update(largest, factors)
         p = softmax.probabilities(y, factors)
-        softmax.accumulate(p, stage)
+        softmax.accumulate(p, ring.wait_values(stage))
         ring.release()
 
 
-def _image(config: AttentionSm90Config) -> TileImage:
-    keys, values, _ = _FORMATS[config.recipe]
-    return TileImage(config.head_dim, values, keys, TILE_TOKENS, sum_rows=8)
-
-
 def _shared_bytes(config: AttentionSm90Config) -> int:
-    image = _image(config)
+    recipe = WARPGROUP_RECIPES[config.recipe]
+    image = recipe.image(config.head_dim)
     queries = ROWS * config.warpgroups * image.key_bytes
-    return queries + config.stages * image.nbytes + KvRing.barrier_bytes(config.stages)
+    return queries + config.stages * (image.nbytes // recipe.turns) + KvRing.barrier_bytes(config.stages)

@@ -24,6 +24,8 @@ __all__ = [
     "pack_bytes_f16",
     "pack_f16x2",
     "shift_right",
+    "unpack_bf16x2",
+    "unpack_f16x2",
 ]
 
 
@@ -136,6 +138,18 @@ def pack_f16x2(low: Float32, high: Float32) -> Int32:
 def pack_bf16x2(low: Float32, high: Float32) -> Int32:
     """The same in bfloat16."""
     return Int32(_asm(T.i32(), "cvt.rn.bf16x2.f32 $0, $2, $1;", [low, high], "=r,f,f"))
+
+
+def unpack_f16x2(packed: Int32) -> list[Float32]:
+    """The two float16 of one register as float32, lower one first: two HADD2.F32."""
+    text = "{.reg .b16 l, h; mov.b32 {l, h}, $2; cvt.f32.f16 $0, l; cvt.f32.f16 $1, h;}"
+    two = _asm(llvm.StructType.get_literal([T.f32()] * 2), text, [packed], "=f,=f,r")
+    return [Float32(llvm.extractvalue(T.f32(), two, [i])) for i in range(2)]
+
+
+def unpack_bf16x2(packed: Int32) -> list[Float32]:
+    """The same of bfloat16: a shift and a mask."""
+    return [(packed << 16).bitcast(Float32), (packed & Int32(-65536)).bitcast(Float32)]
 
 
 def multiply_f16x2(a: Int32, b: Int32) -> Int32:

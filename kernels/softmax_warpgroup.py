@@ -8,11 +8,11 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float8E4M3FN, Float16, Float32, Int8, Int32, Uint8, const_expr, range_constexpr
+from cutlass import BFloat16, Float8E4M3FN, Float16, Float32, Int8, Int32, Uint8, const_expr, range_constexpr
 from cutlass.cute.nvgpu import warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW
-from .ptx import any_greater, exp2_on_fma, pack_bytes_e4m3, pack_bytes_f16, pack_f16x2, shift_right
+from .ptx import any_greater, exp2_on_fma, pack_bf16x2, pack_bytes_e4m3, pack_bytes_f16, pack_f16x2, shift_right
 from .running_max import UNSEEN, quad_max, raised_bias
 from .tile_image import VALUE_BYTES, TileImage
 from .warpgroup_mma import multiply, plane_operand, warpgroup_mma
@@ -47,6 +47,7 @@ _FORMATS = {
     # log2(255); larger P would wrap
     "int8": _Format(Uint8, Int8, Int32, True, 7.994353436858858, 0.5, pack_bytes_f16),
     "float16": _Format(Float16, Float16, Float32, True, 8.0, 8.0, lambda p: pack_f16x2(*p)),
+    "bfloat16": _Format(BFloat16, BFloat16, Float32, True, 8.0, 8.0, lambda p: pack_bf16x2(*p)),
 }
 
 # 2^31 / 127 less what 16384 probabilities of at most 255 can add, rounded down.
@@ -76,7 +77,7 @@ def value_parts(image: TileImage, registers: int) -> tuple[int, ...] | None:
         return None
     if kind.v is Int8:
         return image.value_channels, image.sum_rows
-    tiles, packed = rows // 8, image.tokens * VALUE_BYTES[image.values] // 8
+    tiles, packed = rows // 8, image.tokens * kind.v.width // 64
     for count in range(1, tiles + 1):
         most = -(-tiles // count)
         if 8 * most <= _LARGEST_N and (kind.in_place or packed + 4 * most + _PRODUCT_REGISTERS <= left):
@@ -186,6 +187,9 @@ class WarpgroupSoftmax:
     def _exceeds(self, row_sum: Int32) -> Int32:
         return Int32(1) if row_sum >= _SUM_BOUND else Int32(0)
 
+    def finish(self) -> None:
+        """After the last tile, by whole warps: every lane of a row gets the row's sum. The MMA has given it to all."""
+
     def _row_sum(self, r: int) -> Any:
         return self.output[(0, r), 0, self.image.value_channels // 8]
 
@@ -198,7 +202,7 @@ class WarpgroupSoftmax:
         """P as A operand, ((4,2,2), 1, blocks of 32 tokens), of float16 ((2,2,2), 1, of 16): in the accumulators'
         own order, lane by lane. `fma_eighths` of every 8 in a row are computed on the FMA pipe, the others by MUFU.
         """
-        each = 4 // VALUE_BYTES[self.image.values]
+        each = 32 // self._format.p.width
         blocks = self.image.tokens // (8 * each)
         p = cute.make_rmem_tensor(((each, 2, 2), 1, blocks), self._format.p)
         packed = cute.recast_tensor(p, Int32)
@@ -214,8 +218,12 @@ class WarpgroupSoftmax:
                         else:
                             x = cute.math.fma(scores[(e, r), n], factors[r], self.bias[r])
                             some.append(cute.math.exp2(x, approx=True, ftz=True))
-                    packed[(0, r, half), 0, k] = self._format.pack(some)
+                    packed[(0, r, half), 0, k] = self._packed(some, r)
         return p
+
+    def _packed(self, p: list[Float32], r: int) -> Int32:
+        """Neighbouring P of row ``r`` in one register."""
+        return self._format.pack(p)
 
     def accumulate(self, p: cute.Tensor, stage: Int32) -> None:
         """output += P·V and row sums += P·1, for the tile in ``stage``."""

@@ -9,8 +9,9 @@ from cutlass import Float8E4M3FN, Float32, Int8, Int32, Uint8
 from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW
+from .tile_image import StaticLayout
 
-__all__ = ["ROWS", "multiply", "plane_operand", "warpgroup_mma"]
+__all__ = ["ROWS", "block_operand", "multiply", "plane_operand", "warpgroup_mma"]
 
 ROWS = 64
 """Rows of A, and of the accumulator, of a warpgroup's MMA."""
@@ -18,8 +19,10 @@ ROWS = 64
 _K = OperandMajorMode.K
 
 
-def warpgroup_mma(a: Any, b: Any, columns: int, *, a_in_registers: bool = False) -> cute.TiledMma:
-    """wgmma.m64n``columns`` of A [64, k] in type ``a`` and B [columns, k] in type ``b``, both K-major.
+def warpgroup_mma(
+    a: Any, b: Any, columns: int, *, a_in_registers: bool = False, b_major: OperandMajorMode = _K
+) -> cute.TiledMma:
+    """wgmma.m64n``columns`` of A [64, k] in type ``a`` and B [columns, k] in type ``b``, K-major but for ``b_major``.
 
     Sums of integers are int32, of floats float32. columns: 8 to 256 in steps of 8; of integers, above 32, of 16. A
     lane's accumulators, ((2, 2, columns/8), 1, 1), and the registers of A are, in each of the four warps, those of
@@ -32,7 +35,7 @@ def warpgroup_mma(a: Any, b: Any, columns: int, *, a_in_registers: bool = False)
     elif a is Float8E4M3FN:
         op = warpgroup.MmaF8Op(a, b, Float32, shape, source, _K, _K)
     else:
-        op = warpgroup.MmaF16BF16Op(a, Float32, shape, source, _K, _K)
+        op = warpgroup.MmaF16BF16Op(a, Float32, shape, source, _K, b_major)
     return cute.make_tiled_mma(op)
 
 
@@ -53,14 +56,26 @@ def plane_operand(
     return cute.make_tensor(cute.recast_ptr(planes, cute.make_swizzle(1, 4, 3), dtype=element), layout)
 
 
-def multiply(mma: cute.TiledMma, sums: cute.Tensor, a: cute.Tensor, b: cute.Tensor, *, add: bool) -> None:
-    """Issue sums = A·B, or if ``add`` sums += A·B: one instruction a plane. `warpgroup.fence` comes before, the commit
-    and the wait after.
+def block_operand(
+    blocks: cute.Pointer, element: Any, layout: StaticLayout, stages: int, stage_bytes: int
+) -> cute.Tensor:
+    """``layout`` and a last mode of stages, of ``element``s in shared memory with the 128-byte swizzle.
 
-    a, b: fragments of the MMA, (…, …, plane)
+    blocks: 1024-byte aligned; stage_bytes: from one stage to the next
+    """
+    strides = (*layout.stride, stage_bytes * 8 // element.width)
+    staged = cute.make_layout((*layout.shape, stages), stride=strides)
+    return cute.make_tensor(cute.recast_ptr(blocks, cute.make_swizzle(3, 4, 3), dtype=element), staged)
+
+
+def multiply(mma: cute.TiledMma, sums: cute.Tensor, a: cute.Tensor, b: cute.Tensor, *, add: bool) -> None:
+    """Issue sums = A·B, or if ``add`` sums += A·B: one instruction a step of k, of which ``a`` has as many as count.
+    `warpgroup.fence` comes before, the commit and the wait after.
+
+    a, b: fragments of the MMA, (…, …, step)
     """
     atom = cute.make_mma_atom(mma.op)
     atom.set(warpgroup.Field.ACCUMULATE, add)
-    for k in range(cute.size(b.shape[2])):
+    for k in range(cute.size(a.shape[2])):
         cute.mma_atom_call(atom, sums[None, 0, 0], a[None, 0, k], b[None, 0, k], sums[None, 0, 0])
         atom.set(warpgroup.Field.ACCUMULATE, True)
