@@ -282,6 +282,7 @@ class AttentionSm90:
                 seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
+            shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)
             ring = self.ring(shared)
             if cute.arch.thread_idx()[0] == 0:
                 ring.initialise(self.consumers // 32)

@@ -59,8 +59,8 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
     def _packed(self, p: list[Float32], r: int) -> Int32:
         packed = super()._packed(p, r)
         unpack = unpack_f16x2 if const_expr(self.image.values == "float16") else unpack_bf16x2
-        for rounded in unpack(packed):
-            self.sums[r] = self.sums[r] + rounded
+        a, b = unpack(packed)
+        self.sums[r] = self.sums[r] + (a + b)
         return packed
 
     def finish(self) -> None:
