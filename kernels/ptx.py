@@ -15,6 +15,7 @@ from cutlass.cutlass_dsl import T, dsl_user_op
 __all__ = [
     "any_greater",
     "cp_async_zfill",
+    "exp2_on_fma",
     "mma_int4",
     "multiply_f16x2",
     "opaque",
@@ -52,6 +53,26 @@ def cp_async_zfill(destination: cute.Pointer, source: cute.Pointer, valid_bytes:
         "r,l,r,~{memory}",
         side_effects=True,
     )
+
+
+def exp2_on_fma(y: Float32, factor: Float32, bias: Float32) -> Float32:
+    """2^(256·(y·factor + bias) - 120), its power being from -120 to 136, without the MUFU: within 0.18 %.
+
+    The saturating FFMA is scale, offset and the clamp of small powers at once. One that rounds down splits off the
+    whole part n: 2^23 + 392 + 120 + n, whose low bits become the exponent. 2^f of the fraction f is a polynomial of
+    degree 2, minimax for the relative error. 7 instructions for 2; NaN becomes 2^-120.
+    """
+    text = (
+        "{.reg .f32 u, n, r, f, p; .reg .b32 i, j; "
+        "fma.rn.sat.ftz.f32 u, $1, $2, $3; "
+        "fma.rm.ftz.f32 n, u, 0f43800000, 0f4B000188; "
+        "sub.rn.ftz.f32 r, 0f4B000188, n; "
+        "fma.rn.ftz.f32 f, u, 0f43800000, r; "
+        "fma.rn.ftz.f32 p, f, 0f3EACA41A, 0f3F285ADB; "
+        "fma.rn.ftz.f32 p, p, f, 0f3F803884; "
+        "mov.b32 i, n; shl.b32 i, i, 23; mov.b32 j, p; add.s32 j, j, i; mov.b32 $0, j;}"
+    )
+    return Float32(_asm(T.f32(), text, [y, factor, bias], "=f,f,f,f"))
 
 
 def mma_int4(accumulator: list[Int32], a: list[Int32], b: list[Int32]) -> list[Int32]:

@@ -19,7 +19,7 @@ _CHUNK = 16
 
 @dataclass(frozen=True)
 class RowCopy:
-    """A block of rows, copied by all threads of a CTA into `operand_planes`; zeros where the tensor has nothing.
+    """A block of rows, copied by some threads into `operand_planes`; zeros where the tensor has nothing.
 
     Rows may be shorter than the planes are wide, in whole chunks. 8·T neighbouring threads copy 4 rows of T planes, T
     being 4 where that divides the planes, else 2: thread i has half i % 2 of row i/2 % 4 in plane (i/2 + i/8) % T. So
@@ -42,9 +42,12 @@ class RowCopy:
     threads: cutlass.Constexpr[int]
 
     @staticmethod
-    def create(planes: StaticLayout, row_bytes: int, threads: int) -> RowCopy:
-        """planes: of a power of two of rows, at least ``threads``/8; row_bytes: a multiple of 16."""
-        thread = cute.arch.thread_idx()[0]
+    def create(planes: StaticLayout, row_bytes: int, threads: int, thread: Int32 | None = None) -> RowCopy:
+        """planes: of a power of two of rows, at least ``threads``/8; row_bytes: a multiple of 16.
+
+        thread: of the ``threads`` that copy together, if they are not the whole CTA
+        """
+        thread = cute.arch.thread_idx()[0] if thread is None else thread
         together = _planes_together(planes)
         row = thread // 2 % 4 + thread // (8 * together) * 4
         plane = (thread // 2 + thread // 8) % together

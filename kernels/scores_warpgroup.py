@@ -49,7 +49,6 @@ class WarpgroupScores:
     @staticmethod
     def create(
         queries: cute.Pointer,
-        query_rows: int,
         tiles: cute.Pointer,
         stages: int,
         stage_bytes: int,
@@ -57,12 +56,12 @@ class WarpgroupScores:
         image: TileImage,
         tokens_share_scale: bool,
     ) -> WarpgroupScores:
-        """queries: the warpgroup's first row in planes of ``query_rows`` rows (shared); tiles: the ring's stages."""
+        """queries: planes of the warpgroup's 64 rows (shared); tiles: the ring's stages."""
         element = _ELEMENTS[image.keys]
         mma = warpgroup_mma(element, element, image.tokens)
         thread = mma.get_slice(0)
         count = image.key_bytes // PLANE_BYTES_PER_ROW
-        q = plane_operand(queries, element, ROWS, query_rows, count)
+        q = plane_operand(queries, element, ROWS, ROWS, count)
         k = plane_operand(tiles + image.k_offset, element, image.tokens, image.tokens, count, stages, stage_bytes)
         scales = tiles + (image.scale_offset + cute.assume(lane_index() % 4 * 16, divby=16))
         return WarpgroupScores(

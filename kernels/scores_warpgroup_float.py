@@ -35,7 +35,6 @@ class WarpgroupFloatScores:
     @staticmethod
     def create(
         queries: cute.Pointer,
-        query_rows: int,
         stages: cute.Pointer,
         count: int,
         stage_bytes: int,
@@ -43,10 +42,10 @@ class WarpgroupFloatScores:
         tile: SwizzledTile,
         tokens_share_scale: bool,
     ) -> WarpgroupFloatScores:
-        """queries: the warpgroup's first row in planes of ``query_rows`` rows (shared); stages: the ring's."""
+        """queries: planes of the warpgroup's 64 rows (shared); stages: the ring's."""
         mma = warpgroup_mma(tile.element, tile.element, tile.tokens)
         thread = mma.get_slice(0)
-        q = plane_operand(queries, tile.element, ROWS, query_rows, tile.key_bytes // PLANE_BYTES_PER_ROW)
+        q = plane_operand(queries, tile.element, ROWS, ROWS, tile.key_bytes // PLANE_BYTES_PER_ROW)
         k = block_operand(stages, tile.element, tile.rows, count, stage_bytes)
         return WarpgroupFloatScores(
             mma,

@@ -12,7 +12,7 @@ from cutlass import BFloat16, Float8E4M3FN, Float16, Float32, Int8, Int32, Uint8
 from cutlass.cute.nvgpu import warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW
-from .ptx import any_greater, pack_bf16x2, pack_bytes_e4m3, pack_bytes_f16, pack_f16x2, shift_right
+from .ptx import any_greater, exp2_on_fma, pack_bf16x2, pack_bytes_e4m3, pack_bytes_f16, pack_f16x2, shift_right
 from .running_max import UNSEEN, quad_max, raised_bias
 from .tile_image import VALUE_BYTES, TileImage
 from .warpgroup_mma import multiply, plane_operand, warpgroup_mma
@@ -61,6 +61,9 @@ _PRODUCT_REGISTERS = 8
 
 _LARGEST_N = 256
 
+# What `exp2_on_fma` makes of a power x: (x + 120) / 256.
+_SPLIT, _OFFSET = 1 / 256, 120 / 256
+
 
 def value_parts(image: TileImage, registers: int) -> tuple[int, ...] | None:
     """Rows of V, and of ones, that are multiplied at a time; None if there are not ``registers`` enough for the output.
@@ -106,12 +109,13 @@ class WarpgroupSoftmax:
     bias: cute.Tensor
     image: cutlass.Constexpr[TileImage]
     parts: cutlass.Constexpr[tuple]
+    fma_eighths: cutlass.Constexpr[int]
 
     @staticmethod
     def create(
-        tiles: cute.Pointer, stages: int, stage_bytes: int, image: TileImage, registers: int
+        tiles: cute.Pointer, stages: int, stage_bytes: int, image: TileImage, registers: int, fma_eighths: int
     ) -> WarpgroupSoftmax:
-        """Empty state. tiles: the ring's stages; registers: of a consumer thread."""
+        """Empty state. tiles: the ring's stages; registers: of a consumer thread; fma_eighths: see `probabilities`."""
         kind, rows = _FORMATS[image.values], image.value_rows
         planes = image.tokens * VALUE_BYTES[image.values] // PLANE_BYTES_PER_ROW
         parts = value_parts(image, registers) or ()
@@ -127,7 +131,7 @@ class WarpgroupSoftmax:
         bias = cute.make_rmem_tensor((2,), Float32)
         output.fill(0)
         bias.fill(UNSEEN)
-        return WarpgroupSoftmax(tuple(values), output, bias, image, parts)
+        return WarpgroupSoftmax(tuple(values), output, bias, image, parts, fma_eighths)
 
     @property
     def chunk_tiles(self) -> int | None:
@@ -196,27 +200,30 @@ class WarpgroupSoftmax:
 
     def probabilities(self, scores: cute.Tensor, factors: list[Float32]) -> cute.Tensor:
         """P as A operand, ((4,2,2), 1, blocks of 32 tokens), of float16 ((2,2,2), 1, of 16): in the accumulators'
-        own order, lane by lane.
+        own order, lane by lane. `fma_eighths` of every 8 in a row are computed on the FMA pipe, the others by MUFU.
         """
         each = 32 // self._format.p.width
         blocks = self.image.tokens // (8 * each)
         p = cute.make_rmem_tensor(((each, 2, 2), 1, blocks), self._format.p)
         packed = cute.recast_tensor(p, Int32)
+        scaled = [(factors[r] * _SPLIT, cute.math.fma(self.bias[r], _SPLIT, _OFFSET)) for r in range(2)]
         for k in range(blocks):
             for half in range(2):
                 for r in range(2):
-                    first = each // 2 * (2 * k + half)
-                    columns = [(e, first + t) for t in range(each // 2) for e in range(2)]
-                    some = [self._probability(scores[(e, r), n], factors[r], r) for e, n in columns]
+                    some = []
+                    for i in range(each):
+                        e, n = i % 2, each // 2 * (2 * k + half) + i // 2
+                        if (each * half + i) % 8 < self.fma_eighths:
+                            some.append(exp2_on_fma(scores[(e, r), n], *scaled[r]))
+                        else:
+                            x = cute.math.fma(scores[(e, r), n], factors[r], self.bias[r])
+                            some.append(cute.math.exp2(x, approx=True, ftz=True))
                     packed[(0, r, half), 0, k] = self._packed(some, r)
         return p
 
     def _packed(self, p: list[Float32], r: int) -> Int32:
         """Neighbouring P of row ``r`` in one register."""
         return self._format.pack(p)
-
-    def _probability(self, y: Float32, factor: Float32, r: int) -> Float32:
-        return cute.math.exp2(cute.math.fma(y, factor, self.bias[r]), approx=True, ftz=True)
 
     def accumulate(self, p: cute.Tensor, stage: Int32) -> None:
         """output += P·V and row sums += P·1, for the tile in ``stage``."""

@@ -32,9 +32,9 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
 
     @staticmethod
     def create(
-        stages: cute.Pointer, count: int, stage_bytes: int, tile: SwizzledTile, registers: int
+        stages: cute.Pointer, count: int, stage_bytes: int, tile: SwizzledTile, registers: int, fma_eighths: int
     ) -> WarpgroupFloatSoftmax:
-        """Empty state. stages: the ring's, ``count`` of them; registers: of a consumer thread."""
+        """Empty state. stages: the ring's, ``count`` of them; registers: of a consumer thread; fma_eighths: 0."""
         # Descriptors know whole blocks and no N, so that the instruction may have N = D of them.
         whole = warpgroup_mma(
             tile.element, tile.element, tile.blocks * BLOCK_CHANNELS, a_in_registers=True, b_major=OperandMajorMode.MN
@@ -50,7 +50,7 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
         bias.fill(UNSEEN)
         sums.fill(0.0)
         values: tuple = ((mma, thread.make_fragment_B(thread.partition_B(v))),)
-        return WarpgroupFloatSoftmax(values, output, bias, tile, (tile.value_rows,), sums)
+        return WarpgroupFloatSoftmax(values, output, bias, tile, (tile.value_rows,), fma_eighths, sums)
 
     def _scale(self, r: int, count: Int32, bias: Float32) -> None:
         super()._scale(r, count, bias)
