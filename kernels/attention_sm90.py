@@ -410,15 +410,16 @@ class AttentionSm90:
         registers = _CONSUMER_REGISTERS[c.warpgroups]
         softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
         mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
-        tiles = bounds.tiles() if bounds.row_begin < bounds.seq_q else Int32(0)
+        tiles, full = self.tile_counts(bounds)
         for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
             ring.wait()
             ring.release()
-        full = cutlass.min(bounds.full_tiles(), tiles)
-        begin = tiles * TILE_TOKENS
+        beyond = mask.at(tiles * TILE_TOKENS)
+        limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
         for _ in cutlass.range(tiles - full, unroll=1):
-            begin = begin - TILE_TOKENS
-            self.visit(ring, scores, softmax, mask.at(begin))
+            limit = limit + TILE_TOKENS
+            self.visit(ring, scores, softmax, replace(beyond, limit=limit))
+        _, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))  # again: no register held it
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
                 self.visit(ring, scores, softmax, None)
@@ -430,6 +431,12 @@ class AttentionSm90:
                     self.visit(ring, scores, softmax, None)
         softmax.finish()
         return softmax
+
+    @cute.jit
+    def tile_counts(self, bounds: SequenceBounds) -> tuple[Int32, Int32]:
+        """Tiles of which some row of a warpgroup sees some key, and tiles of which every row sees all."""
+        tiles = bounds.tiles() if bounds.row_begin < bounds.seq_q else Int32(0)
+        return tiles, cutlass.min(bounds.full_tiles(), tiles)
 
     @cute.jit
     def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None):
