@@ -157,13 +157,14 @@ class AttentionSm90:
     @staticmethod
     def can_implement(config: AttentionSm90Config) -> str | None:
         """None, or why there is no kernel of this configuration."""
+        recipe = WARPGROUP_RECIPES.get(config.recipe)
         allowed: dict[str, tuple[Any, ...]] = {
             "recipe": tuple(WARPGROUP_RECIPES),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
             "warpgroups": (1, 2, 3),
             "stages": (1, 2, 3, 4, 5, 6, 7, 8),
-            "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") else (0,),
+            "fma_eighths": range(9) if recipe is not None and recipe.image(16).values == "e4m3" else (0,),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
@@ -283,6 +284,7 @@ class AttentionSm90:
                 seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
+            shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)
             ring = self.ring(shared)
             if cute.arch.thread_idx()[0] == 0:
                 ring.initialise(self.consumers // 32)

@@ -218,12 +218,8 @@ class WarpgroupSoftmax:
                         else:
                             x = cute.math.fma(scores[(e, r), n], factors[r], self.bias[r])
                             some.append(cute.math.exp2(x, approx=True, ftz=True))
-                    packed[(0, r, half), 0, k] = self._packed(some, r)
+                    packed[(0, r, half), 0, k] = self._format.pack(some)
         return p
-
-    def _packed(self, p: list[Float32], r: int) -> Int32:
-        """Neighbouring P of row ``r`` in one register."""
-        return self._format.pack(p)
 
     def accumulate(self, p: cute.Tensor, stage: Int32) -> None:
         """output += P·V and row sums += P·1, for the tile in ``stage``."""

@@ -34,10 +34,7 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
     def create(
         stages: cute.Pointer, count: int, stage_bytes: int, tile: SwizzledTile, registers: int, fma_eighths: int
     ) -> WarpgroupFloatSoftmax:
-        """Empty state. stages: the ring's, ``count`` of them; registers: of a consumer thread.
-
-        fma_eighths: see `WarpgroupSoftmax.probabilities`
-        """
+        """Empty state. stages: the ring's, ``count`` of them; registers: of a consumer thread; fma_eighths: 0."""
         # Descriptors know whole blocks and no N, so that the instruction may have N = D of them.
         whole = warpgroup_mma(
             tile.element, tile.element, tile.blocks * BLOCK_CHANNELS, a_in_registers=True, b_major=OperandMajorMode.MN
@@ -59,12 +56,17 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
         super()._scale(r, count, bias)
         self.sums[r] = self.sums[r] * ((127 - count) << 23).bitcast(Float32)
 
-    def _packed(self, p: list[Float32], r: int) -> Int32:
-        packed = super()._packed(p, r)
+    def probabilities(self, scores: cute.Tensor, factors: list[Float32]) -> cute.Tensor:
+        """As of `WarpgroupSoftmax`; row sums grow by P."""
+        p = super().probabilities(scores, factors)
+        packed = cute.recast_tensor(p, Int32)
         unpack = unpack_f16x2 if const_expr(self.image.values == "float16") else unpack_bf16x2
-        for rounded in unpack(packed):
-            self.sums[r] = self.sums[r] + rounded
-        return packed
+        for k in range(self.image.tokens // 16):
+            for half in range(2):
+                for r in range(2):
+                    a, b = unpack(packed[(0, r, half), 0, k])
+                    self.sums[r] = self.sums[r] + (a + b)
+        return p
 
     def finish(self) -> None:
         for r in range(2):

@@ -1,6 +1,6 @@
 """Static cost of P and V in E4M3 on the warp-MMA family: sm_89 and sm_120a.
 
-SageAttention's kernels take 12.4 slots (FP32+FP32) and 14.8 with spills (FP16+FP32) on sm_89. Tensor cores of these chips
+SageAttention's kernels take 12.4 slots (FP32+FP32) and 14.8 with spills (FP16+FP32) on sm_89. Their tensor cores
 take 48 and 32 cycles for 32 scores of head dim 128, and as many again for the row sums as 1/32 of that: no slot counts.
 """
 
