@@ -16,7 +16,7 @@ from cute_attn.problem import Problem
 from cute_attn.quantize import quantize, quantize_key_value, quantize_query
 from cute_attn.quantized import QuantizedKeyValue, QuantizedQuery
 from cute_attn.recipe import Recipe, recipes
-from cute_attn.tile_config import TileConfig
+from cute_attn.tile_config import TileConfig, WarpgroupTileConfig
 
 __version__ = _metadata.version("cute-attn")
 
@@ -27,6 +27,7 @@ __all__ = [
     "Recipe",
     "Support",
     "TileConfig",
+    "WarpgroupTileConfig",
     "attention",
     "quantize",
     "quantize_key_value",

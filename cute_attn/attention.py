@@ -25,7 +25,7 @@ from cute_attn.problem import Problem
 from cute_attn.quantize import checked_key_value, checked_query
 from cute_attn.quantized import QuantizedKeyValue, QuantizedQuery
 from cute_attn.recipe import Recipe, as_recipe
-from cute_attn.tile_config import TileConfig
+from cute_attn.tile_config import AnyTileConfig, TileConfig, WarpgroupTileConfig
 
 __all__ = ["attention"]
 
@@ -47,7 +47,7 @@ def attention(
     key_lengths: Any = None,
     out: torch.Tensor | None = None,
     arch: str | None = None,
-    config: TileConfig | None = None,
+    config: AnyTileConfig | None = None,
 ) -> Any:
     """softmax(softmax_scale · Q·Kᵀ) · V, computed in low precision.
 
@@ -65,7 +65,7 @@ def attention(
                    a `QuantizedKeyValue` brings its own
     out:           tensor to fill and return, of q's shape, dtype and device; any strides with a contiguous head dim
     arch:          GPU target to compile for; None is the device's own (the emulator's: sm_80)
-    config:        `TileConfig`; None is chosen from the problem's shape
+    config:        `TileConfig`, or on sm_90a also `WarpgroupTileConfig`; None is chosen from the problem's shape
 
     Returns the output, of q's shape and dtype, or (output, lse). A row that sees no key is 0, its LSE −inf. An inf or
     NaN in a row of Q makes that row NaN; one in K makes NaN of its KV head's outputs; one in V of its channel, or of
@@ -78,8 +78,8 @@ def attention(
     grad: there is no backward).
     """
     check_layout(layout)
-    if config is not None and not isinstance(config, TileConfig):
-        raise TypeError(f"config must be a TileConfig, got {type(config).__name__}")
+    if config is not None and not isinstance(config, (TileConfig, WarpgroupTileConfig)):
+        raise TypeError(f"config must be a TileConfig or a WarpgroupTileConfig, got {type(config).__name__}")
     check_flag(causal, "causal")
     check_flag(return_lse, "return_lse")
     chosen = _recipe(recipe, q, k)
@@ -92,6 +92,9 @@ def attention(
     target = resolve_arch(arch, _memory(queries))
     if reason := dispatch.refusal(chosen, target, problem, config):
         raise NotImplementedError(reason)
+    tile = config or dispatch.default_config(chosen, problem, target)
+    if isinstance(keys, QuantizedKeyValue):
+        _check_tiles(keys, chosen, target, tile)
 
     result, view = _output(out, queries, problem, layout)
     shape = (problem.batch, problem.heads, problem.seq_q)
@@ -102,11 +105,11 @@ def attention(
             lse.fill_(-math.inf)
     elif view.numel():
         kernel_calls.attention_forward(
-            *_operands(queries, keys, values, lengths, chosen, target),
+            *_operands(queries, keys, values, lengths, chosen, target, tile),
             lengths,
             chosen,
             problem,
-            config or dispatch.default_config(chosen, problem, target),
+            tile,
             target.name,
             scale * _LOG2_E,
             view,
@@ -158,6 +161,16 @@ def _key_lengths(lengths: Any, k: torch.Tensor | QuantizedKeyValue, batch: int) 
     return k.key_lengths
 
 
+def _check_tiles(kv: QuantizedKeyValue, recipe: Recipe, arch: Arch, tile: AnyTileConfig) -> None:
+    """That the kernel of this call reads such tiles as ``kv`` holds."""
+    layout = dispatch.image_layout(recipe, kv.head_dim, arch, tile)
+    if kv.tile != layout:
+        raise ValueError(
+            f"k holds tiles of {kv.tile.tokens} tokens, the kernels of {arch.name} and {tile} read {layout.tokens}; "
+            f"quantise it with arch={arch.name!r}, or leave config out"
+        )
+
+
 def _operands(
     q: torch.Tensor | QuantizedQuery,
     k: torch.Tensor | QuantizedKeyValue,
@@ -165,6 +178,7 @@ def _operands(
     key_lengths: torch.Tensor | None,
     recipe: Recipe,
     arch: Arch,
+    tile: AnyTileConfig,
 ) -> tuple[QueryOperands, KeyValueOperands]:
     """The kernel's operands for Q and for K and V; what the recipe wants quantised and is not yet, quantised."""
     keys = k if isinstance(k, torch.Tensor) else None
@@ -173,7 +187,7 @@ def _operands(
         if not recipe.quantises:
             assert isinstance(q, torch.Tensor)
             return QueryOperands(q), KeyValueOperands(k, v)
-        k = checked_key_value(k, v, recipe, arch, key_lengths)
+        k = checked_key_value(k, v, recipe, dispatch.image_layout(recipe, k.shape[3], arch, tile), arch, key_lengths)
     if isinstance(q, torch.Tensor):
         q = checked_query(q, k, keys if recipe.smooth_q else None, arch)
     return QueryOperands(q.data, q.scale, q.bias, q.delta), KeyValueOperands(k.image, k.v_scale, k.v_mean)

@@ -13,6 +13,7 @@ COMMANDS = {
     "info": "devices, architectures, recipes and versions",
     "compile": "compile a kernel for an architecture and print its registers, spills and main-loop cost",
     "check": "run a kernel against its simulator, and the simulator against float64",
+    "bench": "measure ours and every installed peer on this GPU",
     "trace": "draw what every warp of a kernel does and waits for, as a file for ui.perfetto.dev",
 }
 

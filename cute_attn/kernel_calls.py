@@ -5,16 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cute_attn import jit, tensors
 from cute_attn.arch import Arch
-from cute_attn.dispatch import attention_config, default_config
+from cute_attn.attention_kernels import attention_kernel
+from cute_attn.dispatch import default_config, image_layout
 from cute_attn.problem import Problem
 from cute_attn.recipe import Recipe
-from cute_attn.tile_config import TileConfig
+from cute_attn.tile_config import AnyTileConfig
+
+if TYPE_CHECKING:
+    from cute_attn.kernels.tile_image import TileImage
 
 __all__ = [
     "KeyValueOperands",
@@ -29,11 +33,12 @@ __all__ = [
 
 
 def quantizer_kernels(
-    recipe: Recipe, head_dim: int, dtype: str, align: int, *, varlen_k: bool = False
+    recipe: Recipe, layout: TileImage, dtype: str, align: int, *, varlen_k: bool = False
 ) -> dict[str, tuple[type, Any]]:
     """Kernel class and configuration of every quantiser, in the order of their launches.
 
-    align: bytes by which rows of Q, K and V are aligned; varlen_k: whether batch elements have key lengths of their own
+    layout: of the tile images; align: bytes by which rows of Q, K and V are aligned; varlen_k: whether batch elements
+    have key lengths of their own
     """
     from cute_attn.kernels.delta_scores import DeltaConfig, DeltaScores
     from cute_attn.kernels.quantize_key_value import KeyValueTiles, TilesConfig
@@ -46,16 +51,18 @@ def quantizer_kernels(
     )
     from cute_attn.kernels.rows import QuantizerConfig
 
-    rows = QuantizerConfig(head_dim, dtype, align)
+    rows = QuantizerConfig(layout.head_dim, dtype, align)
     smooth_v = {"smooth_v": recipe.smooth_v, "varlen": varlen_k}
-    formats = {"values": recipe.pv_format, "keys": recipe.qk_format, "k_scale": recipe.qk_scale}
+    image = {name: getattr(layout, name) for name in ("values", "keys", "tokens", "sum_rows")}
     kernels: dict[str, tuple[type, Any]] = {
         "key_value_statistics": (KeyValueStatistics, StatisticsConfig(rows, **smooth_v)),
         "finish_statistics": (
             FinishStatistics,
-            FinishConfig(head_dim, recipe.v_scale, recipe.pv_format, **smooth_v),
+            FinishConfig(
+                layout.head_dim, recipe.v_scale, recipe.pv_format, **smooth_v, largest_value=recipe.largest_value
+            ),
         ),
-        "key_value_tiles": (KeyValueTiles, TilesConfig(rows, **formats, **smooth_v)),
+        "key_value_tiles": (KeyValueTiles, TilesConfig(rows, **image, k_scale=recipe.qk_scale, **smooth_v)),
         "query_rows": (QueryRows, QueryConfig(rows, recipe.qk_format, recipe.qk_scale, smooth_q=recipe.smooth_q)),
     }
     if recipe.smooth_q:
@@ -65,19 +72,20 @@ def quantizer_kernels(
 
 def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[type, Any]]:
     """Kernel class and configuration of everything that one `attention` call launches, for 16-byte aligned tensors."""
-    from cute_attn.kernels.attention_sm80 import AttentionSm80
-
     tile = default_config(recipe, problem, arch)
-    config = attention_config(recipe, problem.head_dim, problem.dtype, problem.causal, tile)
-    quantizers = quantizer_kernels(recipe, problem.head_dim, problem.dtype, 16) if recipe.quantises else {}
-    return {**quantizers, "attention": (AttentionSm80, config)}
+    attention = attention_kernel(recipe, problem.head_dim, problem.dtype, problem.causal, tile)
+    quantizers = {}
+    if recipe.quantises:
+        layout = image_layout(recipe, problem.head_dim, arch, tile)
+        quantizers = quantizer_kernels(recipe, layout, problem.dtype, 16)
+    return {**quantizers, "attention": attention}
 
 
 @functools.lru_cache(maxsize=256)
 def _quantizers(
     names: tuple[str, ...],
     recipe: Recipe,
-    head_dim: int,
+    layout: TileImage,
     dtype: torch.dtype,
     align: int,
     varlen_k: bool,
@@ -85,23 +93,27 @@ def _quantizers(
     backend: str,
 ) -> tuple[Callable[..., Any], ...]:
     """The loaded quantisers of those names."""
-    kernels = quantizer_kernels(recipe, head_dim, tensors.DTYPE_NAMES[dtype], align, varlen_k=varlen_k)
+    kernels = quantizer_kernels(recipe, layout, tensors.DTYPE_NAMES[dtype], align, varlen_k=varlen_k)
     return tuple(jit.load(*kernels[name], arch, backend) for name in names)
 
 
 def key_value_tiles(
-    k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: str, key_lengths: torch.Tensor | None = None
+    k: torch.Tensor,
+    v: torch.Tensor,
+    recipe: Recipe,
+    layout: TileImage,
+    arch: str,
+    key_lengths: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """image, v_scale, k_mean and v_mean of K and V [B, Hkv, Sk, D], as `QuantizedKeyValue` describes them."""
     from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS, partial_rows
-    from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 
     batch, heads, seq_k, head_dim = k.shape
     align = min(tensors.alignment(k), tensors.alignment(v))
     names = ("key_value_statistics", "finish_statistics", "key_value_tiles")
     varlen_k = key_lengths is not None
-    statistics, finish, tiles = _quantizers(names, recipe, head_dim, k.dtype, align, varlen_k, arch, jit.backend())
-    chunks, tile_count = -(-seq_k // CHUNK_TOKENS), -(-seq_k // TILE_TOKENS)
+    statistics, finish, tiles = _quantizers(names, recipe, layout, k.dtype, align, varlen_k, arch, jit.backend())
+    chunks, tile_count = -(-seq_k // CHUNK_TOKENS), -(-seq_k // layout.tokens)
     rows = partial_rows(recipe.smooth_v)
 
     # One allocation per result: slicing a common one would take longer than the caching allocator does.
@@ -111,8 +123,7 @@ def key_value_tiles(
     partial = floats(batch, heads, chunks, rows, head_dim)
     k_mean, v_scale = floats(batch, heads, head_dim), floats(batch, heads, head_dim)
     v_mean = floats(batch, heads, head_dim) if recipe.smooth_v else None
-    nbytes = TileImage(head_dim, recipe.pv_format, recipe.qk_format).nbytes
-    image = torch.empty((batch, heads, tile_count, nbytes), dtype=torch.uint8, device=k.device)
+    image = torch.empty((batch, heads, tile_count, layout.nbytes), dtype=torch.uint8, device=k.device)
     statistics(k, v, partial, key_lengths)
     finish(partial, k_mean, v_scale, v_mean, seq_k, key_lengths)
     tiles(k, v, k_mean, v_scale, v_mean, image, key_lengths)
@@ -120,17 +131,15 @@ def key_value_tiles(
 
 
 def query_rows(
-    q: torch.Tensor, k_mean: torch.Tensor, recipe: Recipe, arch: str
+    q: torch.Tensor, k_mean: torch.Tensor, recipe: Recipe, layout: TileImage, arch: str
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """data, scale, bias and q_mean of Q [B, Hq, Sq, D], as `QuantizedQuery` describes them."""
     from cute_attn.kernels.quantize_query import BLOCK_TOKENS
-    from cute_attn.kernels.tile_image import TileImage
 
     batch, heads, seq_q, head_dim = q.shape
     align = tensors.alignment(q)
-    (kernel,) = _quantizers(("query_rows",), recipe, head_dim, q.dtype, align, False, arch, jit.backend())
-    row_bytes = TileImage(head_dim, keys=recipe.qk_format).key_bytes
-    data = torch.empty((batch, heads, seq_q, row_bytes), dtype=torch.int8, device=q.device)
+    (kernel,) = _quantizers(("query_rows",), recipe, layout, q.dtype, align, False, arch, jit.backend())
+    data = torch.empty((batch, heads, seq_q, layout.key_bytes), dtype=torch.int8, device=q.device)
     scale, bias = (torch.empty(q.shape[:3], dtype=torch.float32, device=q.device) for _ in range(2))
     q_mean = None
     if recipe.smooth_q:
@@ -145,17 +154,15 @@ def delta_scores(
     k: torch.Tensor,
     k_mean: torch.Tensor,
     recipe: Recipe,
+    layout: TileImage,
     arch: str,
     key_lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """delta of q_mean and K [B, Hkv, Sk, D], as `QuantizedQuery` describes it."""
-    from cute_attn.kernels.tile_image import TILE_TOKENS
-
-    seq_k, head_dim = k.shape[2:]
-    shape = (*q_mean.shape[:3], -(-seq_k // TILE_TOKENS) * TILE_TOKENS)
+    shape = (*q_mean.shape[:3], -(-k.shape[2] // layout.tokens) * layout.tokens)
     delta = torch.empty(shape, dtype=torch.float32, device=k.device)
     varlen_k, align = key_lengths is not None, tensors.alignment(k)
-    (kernel,) = _quantizers(("delta_scores",), recipe, head_dim, k.dtype, align, varlen_k, arch, jit.backend())
+    (kernel,) = _quantizers(("delta_scores",), recipe, layout, k.dtype, align, varlen_k, arch, jit.backend())
     if delta.numel():
         kernel(q_mean, k, k_mean, key_lengths, delta)
     return delta
@@ -189,15 +196,13 @@ def _attention_kernel(
     has_lse: bool,
     varlen_k: bool,
     align: int,
-    tile: TileConfig,
+    tile: AnyTileConfig,
     arch: str,
     backend: str,
 ) -> Callable[..., Any]:
-    from cute_attn.kernels.attention_sm80 import AttentionSm80
-
     name = tensors.DTYPE_NAMES[dtype]
-    config = attention_config(recipe, head_dim, name, causal, tile, has_lse=has_lse, varlen_k=varlen_k, out_align=align)
-    return jit.load(AttentionSm80, config, arch, backend)
+    options: dict[str, Any] = {"has_lse": has_lse, "varlen_k": varlen_k, "out_align": align}
+    return jit.load(*attention_kernel(recipe, head_dim, name, causal, tile, **options), arch, backend)
 
 
 def attention_forward(
@@ -206,7 +211,7 @@ def attention_forward(
     key_lengths: torch.Tensor | None,
     recipe: Recipe,
     problem: Problem,
-    tile: TileConfig,
+    tile: AnyTileConfig,
     arch: str,
     softmax_scale_log2: float,
     out: torch.Tensor,

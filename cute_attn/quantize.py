@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from cute_attn import kernel_calls
 from cute_attn.arch import Arch
 from cute_attn.arguments import check_input, check_key_lengths, check_key_value, resolve_arch, same_device
-from cute_attn.dispatch import quantizer_refusal
+from cute_attn.dispatch import image_layout, quantizer_refusal
 from cute_attn.quantized import Quantized, QuantizedKeyValue, QuantizedQuery
 from cute_attn.recipe import Recipe, as_recipe
+
+if TYPE_CHECKING:
+    from cute_attn.kernels.tile_image import TileImage
 
 __all__ = ["quantize", "quantize_key_value", "quantize_query"]
 
@@ -34,7 +37,7 @@ def quantize(
     layout:      "bhsd" or "bshd"
     key_lengths: int32 [B]: tokens of K and V that count in each batch element (means and scales are over those); as in
                  `attention`
-    arch:        GPU target; None is the device's own
+    arch:        GPU target; None is the device's own. sm_90a reads tiles of another size than the others
 
     Raises what `attention` raises for the same arguments.
     """
@@ -67,15 +70,21 @@ def quantize_key_value(
     target = resolve_arch(arch, k)
     if reason := quantizer_refusal(recipe, target, k.shape):
         raise NotImplementedError(reason)
-    return checked_key_value(k, v, recipe, target, None if lengths is None else lengths.clone())
+    layout = image_layout(recipe, k.shape[3], target)
+    return checked_key_value(k, v, recipe, layout, target, None if lengths is None else lengths.clone())
 
 
 def checked_key_value(
-    k: torch.Tensor, v: torch.Tensor, recipe: Recipe, arch: Arch, key_lengths: torch.Tensor | None
+    k: torch.Tensor,
+    v: torch.Tensor,
+    recipe: Recipe,
+    layout: TileImage,
+    arch: Arch,
+    key_lengths: torch.Tensor | None,
 ) -> QuantizedKeyValue:
-    """`quantize_key_value` of arguments that are known to be right, [B, Hkv, Sk, D]."""
-    image, v_scale, k_mean, v_mean = kernel_calls.key_value_tiles(k, v, recipe, arch.name, key_lengths)
-    return QuantizedKeyValue(image, v_scale, k_mean, k.shape[2], k.dtype, recipe, v_mean, key_lengths)
+    """`quantize_key_value` of arguments that are known to be right, [B, Hkv, Sk, D], to tile images of ``layout``."""
+    image, v_scale, k_mean, v_mean = kernel_calls.key_value_tiles(k, v, recipe, layout, arch.name, key_lengths)
+    return QuantizedKeyValue(image, v_scale, k_mean, k.shape[2], k.dtype, recipe, layout, v_mean, key_lengths)
 
 
 def quantize_query(
@@ -126,9 +135,9 @@ def _smoothed_keys(k: Any, kv: QuantizedKeyValue, layout: str) -> torch.Tensor |
 
 def checked_query(q: torch.Tensor, kv: QuantizedKeyValue, k: torch.Tensor | None, arch: Arch) -> QuantizedQuery:
     """`quantize_query` of arguments that are known to be right, q as [B, Hq, Sq, D], k as the recipe needs it."""
-    data, scale, bias, q_mean = kernel_calls.query_rows(q, kv.k_mean, kv.recipe, arch.name)
+    data, scale, bias, q_mean = kernel_calls.query_rows(q, kv.k_mean, kv.recipe, kv.tile, arch.name)
     delta = None
     if q_mean is not None:
         assert k is not None
-        delta = kernel_calls.delta_scores(q_mean, k, kv.k_mean, kv.recipe, arch.name, kv.key_lengths)
+        delta = kernel_calls.delta_scores(q_mean, k, kv.k_mean, kv.recipe, kv.tile, arch.name, kv.key_lengths)
     return QuantizedQuery(data, scale, bias, kv.k_mean, q.shape[3], q.dtype, kv.recipe, q_mean, delta)

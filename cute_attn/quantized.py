@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -17,10 +17,10 @@ __all__ = ["Quantized", "QuantizedKeyValue", "QuantizedQuery"]
 
 @dataclass(frozen=True)
 class QuantizedQuery:
-    """Q in INT8 or INT4, one scale per token.
+    """Q in INT8, INT4 or E4M3, one scale per token.
 
     data:   int8 [B, Hq, Sq, bytes]: the head dim padded with zeros as ``TileImage.key_bytes`` says; INT4 is two
-            elements a byte, the even one in the low half
+            elements a byte, the even one in the low half; E4M3 is its bytes
     scale:  float32 [B, Hq, Sq]; Q − q_mean ≈ data · scale, equal within the recipe's groups. Not finite where the row
             held an inf or NaN
     bias:   float32 [B, Hq, Sq]: q · k_mean, what K's smoothing took off each row's scores before softmax_scale
@@ -52,9 +52,10 @@ class QuantizedQuery:
     def to_plain(self) -> torch.Tensor:
         """What was kept of Q: data · scale, its blocks' means added back, float32 [B, Hq, Sq, D]."""
         from cute_attn.kernels.quantize_query import BLOCK_TOKENS
-        from cute_attn.tile_images import unpack_rows
+        from cute_attn.tile_images import FORMAT_DTYPES, unpack_rows
 
-        plain = unpack_rows(self.data, self.head_dim, self.recipe.qk_format).float() * self.scale[..., None]
+        data = self.data.view(FORMAT_DTYPES[self.recipe.qk_format])
+        plain = unpack_rows(data, self.head_dim, self.recipe.qk_format).float() * self.scale[..., None]
         if self.q_mean is not None:
             plain += self.q_mean.float().repeat_interleave(BLOCK_TOKENS, 2)[:, :, : plain.shape[2]]
         return plain
@@ -62,14 +63,15 @@ class QuantizedQuery:
 
 @dataclass(frozen=True)
 class QuantizedKeyValue:
-    """K and V as tile images: blocks of 64 quantised tokens in the order in which the MMA reads them.
+    """K and V as tile images: blocks of 64 or 128 quantised tokens in the order in which the MMA reads them.
 
-    image:       uint8 [B, Hkv, ceil(Sk/64), bytes]; `tile` is its layout
+    image:       uint8 [B, Hkv, ceil(Sk/tokens), bytes], tokens those of `tile`
     v_scale:     float32 [B, Hkv, D]: scale of V per channel (all equal if the recipe scales per tensor)
     k_mean:      float32 [B, Hkv, D]: K's mean over tokens, subtracted before quantisation
     seq_k:       tokens Sk; the rest of the last tile is zeros
     dtype:       element type that K and V had
     recipe:      the recipe it was quantised for; it decides the formats in ``image``
+    tile:        layout of one tile of ``image``: kernels of sm_90a read tiles of 128 tokens, those of others 64
     v_mean:      float32 [B, Hkv, D]: V's mean over tokens, subtracted before quantisation; None unless the recipe
                  smooths V
     key_lengths: int32 [B]: how many of the tokens count in each batch element; None: all
@@ -84,20 +86,22 @@ class QuantizedKeyValue:
     seq_k: int
     dtype: torch.dtype
     recipe: Recipe
+    tile: TileImage
     v_mean: torch.Tensor | None = None
     key_lengths: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
-        from cute_attn.kernels.tile_image import TILE_TOKENS
-
-        if self.image.shape[3] != (nbytes := self.tile.nbytes):
+        tile = replace(
+            self.tile, head_dim=self.head_dim, values=self.recipe.pv_format, keys=self.recipe.qk_format
+        )  # what the kernel will read
+        if self.tile != tile or self.image.shape[3] != tile.nbytes:
             raise ValueError(
                 f"image has tiles of {self.image.shape[3]} bytes; {self.head_dim} channels in recipe "
-                f"{self.recipe.name!r} take {nbytes}; use quantize_key_value with the recipe of the call"
+                f"{self.recipe.name!r} take {tile.nbytes}; use quantize_key_value with the recipe of the call"
             )
-        if -(-self.seq_k // TILE_TOKENS) != self.image.shape[2]:
+        if -(-self.seq_k // tile.tokens) != self.image.shape[2]:
             raise ValueError(
-                f"seq_k={self.seq_k} does not fit an image of {self.image.shape[2]} tiles of {TILE_TOKENS} tokens; "
+                f"seq_k={self.seq_k} does not fit an image of {self.image.shape[2]} tiles of {tile.tokens} tokens; "
                 "use quantize_key_value"
             )
 
@@ -111,13 +115,6 @@ class QuantizedKeyValue:
         batch, heads, _, _ = self.image.shape
         return batch, heads, self.seq_k, self.head_dim
 
-    @property
-    def tile(self) -> TileImage:
-        """Layout of one tile of ``image``."""
-        from cute_attn.kernels.tile_image import TileImage
-
-        return TileImage(self.head_dim, self.recipe.pv_format, self.recipe.qk_format)
-
     def to_plain(self) -> tuple[torch.Tensor, torch.Tensor]:
         """What was kept of K and of V, their means added back: two float32 tensors [B, Hkv, Sk, D].
 
@@ -125,8 +122,9 @@ class QuantizedKeyValue:
         """
         from cute_attn.tile_images import unpack_tile_images
 
+        tile = self.tile
         k, k_scale, v = unpack_tile_images(
-            self.image, self.head_dim, self.seq_k, self.recipe.pv_format, self.recipe.qk_format
+            self.image, self.head_dim, self.seq_k, tile.values, tile.keys, tile.tokens, tile.sum_rows
         )
         keys = k.float() * k_scale[..., None] + self.k_mean[:, :, None, :]
         values = v.float() * self.v_scale[:, :, None, :]

@@ -11,10 +11,10 @@ import math
 import torch
 
 from cute_attn.float32 import fma
-from cute_attn.kernels.int8_rounding import LEVELS
-from cute_attn.kernels.quantize_key_value import KEY_GROUPS
+from cute_attn.kernels.quantize_key_value import key_groups
 from cute_attn.kernels.quantize_query import BLOCK_TOKENS
 from cute_attn.kernels.quantize_statistics import CHUNK_TOKENS
+from cute_attn.kernels.rounding import LARGEST
 from cute_attn.kernels.rows import VECTOR, QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.recipe import Recipe
@@ -86,7 +86,8 @@ def value_scale(
     amax = _kept(_smoothed(v, v_mean), key_lengths).abs().amax(2)
     if recipe.v_scale == "tensor":
         amax = amax.amax(-1, keepdim=True).expand_as(amax).contiguous()
-    scale = _power_of_two_scale(amax) if recipe.pv_format == "float16" else _symmetric_scale(amax)
+    largest = recipe.largest_value
+    scale = _power_of_two_scale(amax) if largest is None else _symmetric_scale(amax, largest)
     return torch.where(scale.isfinite(), scale, math.nan)
 
 
@@ -100,28 +101,32 @@ def quantize_keys(
     keys: str = "int8",
     k_scale: str = "token",
     key_lengths: torch.Tensor | None = None,
+    tokens: int = TILE_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """k int8 [B, Hkv, Sk, D] and its scales float32 [B, Hkv, Sk], after k_mean [B, Hkv, D] is subtracted.
+    """k [B, Hkv, Sk, D] in ``keys`` and its scales float32 [B, Hkv, Sk], after k_mean [B, Hkv, D] is subtracted.
 
-    keys: "int8" or "int4" (−7…7); k_scale: the tokens that share a scale, one of `KEY_GROUPS`
+    keys: "int8" or "int4" (−7…7), both as int8, or "e4m3"; k_scale: the tokens that share a scale, see `key_groups`;
+    tokens: those of a tile, 64 or 128
     """
     x = _kept(_smoothed(k, k_mean), key_lengths)
-    scale = _symmetric_scale(_amax_of_groups(x.abs().amax(-1), k_scale), LEVELS[keys])
-    bits = (scale.view(torch.int32).long() + 3) & ~3
-    rounded = bits.to(torch.int32).view(torch.float32)
-    scale = _kept(torch.where(scale < math.inf, rounded, scale), key_lengths)
-    return _to_int8(x, scale[..., None], LEVELS[keys]), scale
+    scale = _symmetric_scale(_amax_of_groups(x.abs().amax(-1), k_scale, tokens), LARGEST[keys])
+    if keys != "e4m3":
+        bits = (scale.view(torch.int32).long() + 3) & ~3
+        rounded = bits.to(torch.int32).view(torch.float32)
+        scale = torch.where(scale < math.inf, rounded, scale)
+    scale = _kept(scale, key_lengths)
+    return _quantised(x, scale[..., None], keys), scale
 
 
-def _amax_of_groups(amax: torch.Tensor, k_scale: str) -> torch.Tensor:
+def _amax_of_groups(amax: torch.Tensor, k_scale: str, tokens: int) -> torch.Tensor:
     """amax [B, Hkv, Sk] of tokens -> the largest finite one of each token's group, or its own if that is not finite."""
-    layout = KEY_GROUPS[k_scale]
+    layout = key_groups(k_scale, tokens)
     members, groups = layout.extents()
-    tokens = torch.tensor([[layout(m, g) for m in range(members)] for g in range(groups)], device=amax.device)
+    places = torch.tensor([[layout(m, g) for m in range(members)] for g in range(groups)], device=amax.device)
     finite = torch.where(amax < math.inf, amax, 0.0)
-    tiles = torch.nn.functional.pad(finite, (0, -amax.shape[2] % TILE_TOKENS)).unflatten(2, (-1, TILE_TOKENS))
+    tiles = torch.nn.functional.pad(finite, (0, -amax.shape[2] % tokens)).unflatten(2, (-1, tokens))
     shared = torch.empty_like(tiles)
-    shared[..., tokens] = tiles[..., tokens].amax(-1, keepdim=True).expand(*tiles.shape[:-1], groups, members)
+    shared[..., places] = tiles[..., places].amax(-1, keepdim=True).expand(*tiles.shape[:-1], groups, members)
     return torch.where(amax < math.inf, shared.flatten(2)[..., : amax.shape[2]], amax)
 
 
@@ -132,12 +137,11 @@ def quantize_values(
     v_mean: torch.Tensor | None = None,
     key_lengths: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """v [B, Hkv, Sk, D] divided by v_scale float32 [B, Hkv, D], in the recipe's format of V: int8 or float16.
+    """v [B, Hkv, Sk, D] divided by v_scale float32 [B, Hkv, D], in the recipe's format of V.
 
     v_mean: float32 [B, Hkv, D], subtracted before, or None
     """
-    x, scale = _kept(_smoothed(v, v_mean), key_lengths), v_scale[:, :, None]
-    return (x * _inverse(scale)).half() if recipe.pv_format == "float16" else _to_int8(x, scale)
+    return _quantised(_kept(_smoothed(v, v_mean), key_lengths), v_scale[:, :, None], recipe.pv_format)
 
 
 def query_mean(q: torch.Tensor) -> torch.Tensor:
@@ -160,9 +164,9 @@ def quantize_query(
     keys: str = "int8",
     scale: str = "token",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Integers int8 [B, Hq, Sq, D] of q − q_mean, q_scale and q_bias = q·k_mean (0 without), float32 [B, Hq, Sq].
+    """q − q_mean [B, Hq, Sq, D] in ``keys``, q_scale and q_bias = q·k_mean (0 without), float32 [B, Hq, Sq].
 
-    q_mean: of `query_mean`, or None; keys: "int8" or "int4"; scale: tokens that share one, of `SCALE_GROUPS`
+    q_mean: of `query_mean`, or None; keys: as in `quantize_keys`; scale: tokens that share one, of `SCALE_GROUPS`
     """
     x = q.float()
     bias = torch.zeros(q.shape[:3], device=q.device)
@@ -173,8 +177,8 @@ def quantize_query(
         x = x - q_mean.float().repeat_interleave(BLOCK_TOKENS, 2)[:, :, : q.shape[2]]
     amax = x.abs().amax(-1)
     peak = _group_amax(torch.where(amax < math.inf, amax, 0.0), scale)
-    q_scale = _symmetric_scale(torch.where(amax < math.inf, peak, amax), LEVELS[keys])
-    return _to_int8(x, q_scale[..., None], LEVELS[keys]), q_scale, bias
+    q_scale = _symmetric_scale(torch.where(amax < math.inf, peak, amax), LARGEST[keys])
+    return _quantised(x, q_scale[..., None], keys), q_scale, bias
 
 
 def delta_scores(
@@ -225,8 +229,8 @@ def _dot_in_order(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     return total[..., 0]
 
 
-def _symmetric_scale(amax: torch.Tensor, levels: int = LEVELS["int8"]) -> torch.Tensor:
-    scale = amax * torch.tensor(1.0 / levels, dtype=torch.float32)
+def _symmetric_scale(amax: torch.Tensor, largest: float) -> torch.Tensor:
+    scale = amax * torch.tensor(1.0 / largest, dtype=torch.float32)
     return torch.where(scale < 2.0**-126, 0.0, scale)
 
 
@@ -240,8 +244,17 @@ def _inverse(scale: torch.Tensor) -> torch.Tensor:
     return torch.where(usable, 1.0 / torch.where(usable, scale, 1.0), 0.0)
 
 
-def _to_int8(x: torch.Tensor, scale: torch.Tensor, levels: int = LEVELS["int8"]) -> torch.Tensor:
-    """round(x/scale), half to even, clamped to ±levels; −levels for an inf or a NaN, 0 for its finite neighbours."""
+def _quantised(x: torch.Tensor, scale: torch.Tensor, form: str) -> torch.Tensor:
+    """x/scale in format ``form``, half to even, clamped to its largest magnitude; 0 beside an inf or a NaN.
+
+    These themselves mean nothing: −127 or −7 in INT8 and INT4, NaN in E4M3 and float16.
+    """
     product = x * _inverse(scale)
-    clamped = torch.where(product.isnan(), -levels, product.clamp(-levels, levels))
-    return clamped.round().to(torch.int8)
+    if form == "float16":
+        return product.half()
+    largest = LARGEST[form]
+    clamped = product.clamp(-largest, largest)
+    if form == "e4m3":
+        # PyTorch's own conversion does not clamp, and keeps the sign of a NaN.
+        return torch.where(product.isnan(), math.nan, clamped).to(torch.float8_e4m3fn)
+    return torch.where(product.isnan(), -largest, clamped).round().to(torch.int8)

@@ -142,9 +142,8 @@ class Function:
             elif instruction.base in ("EXIT", "RET", "KILL", "BRX", "JMX", "BRXU"):
                 jumps[i] = following if instruction.predicate else []
             elif instruction.base == "BSYNC":
-                targets = reconvergence.get(_barrier(instruction), following)
-                # A barrier register serves many regions. One that ends right here is the one meant.
-                jumps[i] = following if i + 1 in targets else targets
+                points = reconvergence.get(_barrier(instruction), following)
+                jumps[i] = following if following and following[0] in points else points  # registers are used again
         return jumps
 
     def _target(self, instruction: Instruction) -> int | None:

@@ -228,6 +228,7 @@ def attention(
     key_lengths: torch.Tensor | None = None,
     warp_rows: int = 32,
     cta_rows: int = 128,
+    tile_tokens: int = TILE_TOKENS,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantisers and attention on q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], float16 or bfloat16 (float32 also works).
 
@@ -237,7 +238,7 @@ def attention(
     """
     recipe = as_recipe(recipe)
     softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows}
+    tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows, "tile_tokens": tile_tokens}
     options: dict[str, Any] = {"recipe": recipe, "causal": causal, "softmax_scale": softmax_scale, **tiles}
     if key_lengths is not None:  # a batch element is a call of its own, with as many keys as it has
         lengths = key_lengths.clamp(0, k.shape[2]).tolist()
@@ -257,7 +258,7 @@ def attention(
     formats = (recipe.qk_format, str(recipe.qk_scale))
     return attention_quantised(
         quantizer_simulator.quantize_query(q, k_mean, q_mean, *formats),
-        quantizer_simulator.quantize_keys(k, k_mean, *formats),
+        quantizer_simulator.quantize_keys(k, k_mean, *formats, tokens=tile_tokens),
         (quantizer_simulator.quantize_values(v, v_scale, recipe, v_mean), v_scale),
         delta=None if q_mean is None else quantizer_simulator.delta_scores(q_mean, k, k_mean),
         v_mean=v_mean,

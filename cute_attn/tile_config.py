@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
-__all__ = ["TileConfig"]
+__all__ = ["AnyTileConfig", "TileConfig", "WarpgroupTileConfig"]
 
 
 @dataclass(frozen=True)
 class TileConfig:
-    """Shape of one CTA's work in a warp-MMA attention kernel.
+    """Shape of one CTA's work in a warp-MMA attention kernel; its KV tiles have 64 tokens.
 
     warps:   warps of a CTA, each with its own rows of Q
     m_tiles: 16-row MMA tiles of Q per warp
@@ -18,17 +19,59 @@ class TileConfig:
     Raises ValueError for sizes that no kernel could have.
     """
 
+    tile_tokens: ClassVar[int] = 64
+    sum_rows: ClassVar[int] = 0
+    """Rows of ones behind V in a tile image."""
+
     warps: int = 4
     m_tiles: int = 2
     stages: int = 2
 
     def __post_init__(self) -> None:
-        for field, allowed in (("warps", (1, 2, 4, 8)), ("m_tiles", (1, 2)), ("stages", (1, 2, 3, 4))):
-            value = getattr(self, field)
-            if type(value) is not int or value not in allowed:  # 2.0 and True equal integers, but name other programs
-                raise ValueError(f"config.{field}={value!r}; use one of {', '.join(map(str, allowed))}")
+        _check(self, warps=(1, 2, 4, 8), m_tiles=(1, 2), stages=(1, 2, 3, 4))
 
     @property
     def rows(self) -> int:
         """Rows of Q per CTA (CTA_Q)."""
-        return self.warps * self.m_tiles * 16
+        return self.warps * self.warp_rows
+
+    @property
+    def warp_rows(self) -> int:
+        """Rows of Q per warp, which share the decision to rescale."""
+        return 16 * self.m_tiles
+
+
+@dataclass(frozen=True)
+class WarpgroupTileConfig:
+    """Shape of one CTA's work in a warpgroup-MMA attention kernel (sm_90a); its KV tiles have 128 tokens.
+
+    warpgroups: consumer warpgroups of a CTA, each with 64 rows of Q; one more warp loads for them
+    stages:     KV tiles in shared memory: those in use and those on their way
+
+    Raises ValueError for sizes that no kernel could have.
+    """
+
+    tile_tokens: ClassVar[int] = 128
+    sum_rows: ClassVar[int] = 8
+    warp_rows: ClassVar[int] = 16
+
+    warpgroups: int = 3
+    stages: int = 2
+
+    def __post_init__(self) -> None:
+        _check(self, warpgroups=(1, 2, 3), stages=(1, 2, 3, 4))
+
+    @property
+    def rows(self) -> int:
+        """Rows of Q per CTA (CTA_Q)."""
+        return 64 * self.warpgroups
+
+
+AnyTileConfig = TileConfig | WarpgroupTileConfig
+
+
+def _check(config: Any, **allowed: tuple[int, ...]) -> None:
+    for field, values in allowed.items():
+        value = getattr(config, field)
+        if type(value) is not int or value not in values:  # 2.0 and True equal integers, but name other programs
+            raise ValueError(f"config.{field}={value!r}; use one of {', '.join(map(str, values))}")

@@ -7,14 +7,14 @@ from typing import Any
 
 import cutlass._mlir.dialects.cute_nvgpu as cute_nvgpu_ir
 import cutlass.cute as cute
-from cutlass import Int8, Uint8
+from cutlass import Float8E4M3FN, Int8, Uint8
 from cutlass.cute.atom import Trait, make_atom
 from cutlass.cute.core import _pack_shape
 from cutlass.cute.nvgpu import LoadCacheMode, cpasync, warp
 from cutlass.cute.nvgpu.warp.mma import WarpMmaOp
 from cutlass.cutlass_dsl import BaseDSL, T
 
-__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom", "mma_16bit_op", "mma_in_place"]
+__all__ = ["MmaInt8Op", "cp_async_atom", "ldmatrix_atom", "mma_float_op", "mma_in_place"]
 
 
 class MmaInt8Trait(Trait):
@@ -53,12 +53,18 @@ class MmaInt8Op(WarpMmaOp):
         return True
 
 
-def mma_16bit_op(operands: Any, accumulator: Any) -> Any:
-    """mma.sync.m16n8k16 of two 16-bit float operands, accumulated in float32 or, float16 operands only, in float16.
+def mma_float_op(operands: Any, accumulator: Any) -> Any:
+    """mma.sync of two float operands: m16n8k16 of 16 bits, or m16n8k32 of E4M3 (sm_89, sm_120).
 
-    Fragments (lane = 4·g + t): as of `MmaInt8Op` with two elements a register, A's columns and B's rows (k) being
-    8·(r>>1) + 2·t + j and 8·r + 2·t + j. A float16 accumulator has columns 2·t and 2·t + 1 in one register.
+    Accumulated in float32 or, of float16 and E4M3, in float16. Ada's tensor cores keep 13 bits of fraction in a float32
+    accumulator of E4M3 products (SageAttention2, arXiv 2411.10958, section 3.2).
+
+    Fragments (lane = 4·g + t): of E4M3 those of `MmaInt8Op`; of 16 bits the same with two elements a register, A's
+    columns and B's rows (k) being 8·(r>>1) + 2·t + j and 8·r + 2·t + j. A float16 accumulator has columns 2·t and
+    2·t + 1 in one register.
     """
+    if operands is Float8E4M3FN:
+        return warp.MmaFP8Op(operands, accumulator, (16, 8, 32))
     return warp.MmaF16BF16Op(operands, accumulator, (16, 8, 16))
 
 

@@ -155,8 +155,11 @@ class AttentionSm80:
         for field, values in allowed.items():
             if getattr(config, field) not in values:
                 return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
-        if (config.smooth_q or config.smooth_v) and not RECIPES[config.recipe, config.accumulate].quantised:
+        recipe = RECIPES[config.recipe, config.accumulate]
+        if (config.smooth_q or config.smooth_v) and not recipe.quantised:
             return f"recipe={config.recipe!r} smooths nothing, because it quantises nothing"
+        if config.smooth_q and not recipe.takes_delta:
+            return f"recipe={config.recipe!r} does not smooth Q; use 'int8_fp8'"
         return None
 
     def fake_arguments(self) -> tuple[Any, ...]:
@@ -217,9 +220,9 @@ class AttentionSm80:
         """Launch.
 
         Query head h reads KV head h // (Hq/Hkv). With a recipe that quantises:
-            q:       int8 [B, Hq, Sq, `image.key_bytes`], zeros past D; compact, as q_scale and q_bias (float32
+            q:       bytes as int8 [B, Hq, Sq, `image.key_bytes`], zeros past D; compact, as q_scale and q_bias (float32
                      [B, Hq, Sq])
-            q_scale: factor from integers to Q
+            q_scale: factor from elements to Q
             q_bias:  q · mean(K), what smoothing took off the scores before softmax_scale; goes into the LSE. A row
                      whose scale or bias is not finite becomes NaN, and no other row does
             keys:    uint8 [B, Hkv, T, bytes], compact: the recipe's KV tile images

@@ -24,7 +24,7 @@ from cutlass import Float32, Int32, Int64, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.cutlass_dsl import select_
 
-from .atoms import mma_16bit_op
+from .atoms import mma_float_op
 from .operand_planes import lane_index
 from .rows import VECTOR, QuantizerConfig, fake_tensor, key_length, stage_row
 from .tile_image import TileImage
@@ -183,7 +183,7 @@ class DeltaScores:
         g, t = lane_index() // 4, lane_index() % 4
         tiles = self.warp_keys // 8
         element = staged.element_type
-        mma = cute.make_mma_atom(mma_16bit_op(element, Float32))
+        mma = cute.make_mma_atom(mma_float_op(element, Float32))
         accumulators = cute.make_rmem_tensor(((2, 2), tiles), Float32)
         accumulators.fill(0.0)
         for c in range_constexpr(self.chunks):

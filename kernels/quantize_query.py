@@ -1,4 +1,4 @@
-"""Q to INT8 or INT4 in one read: its mean per block, its scales, and what smoothing K took off its scores.
+"""Q to INT8, INT4 or E4M3 in one read: its mean per block, its scales, and what smoothing K took off its scores.
 
 A CTA owns a block of 128 tokens of one head. Each token belongs to L neighbouring lanes with 8 channels each, each
 thread to 8 tokens, which it loads at once and keeps in 16-bit registers through all that needs the whole block.
@@ -6,7 +6,7 @@ thread to 8 tokens, which it loads at once and keeps in 16-bit registers through
     registers      Q as it was loaded: [8 tokens][8 channels] per thread
     1. q̄           mean over the block: 8 tokens in registers, then 16 rows of threads through shared memory
     2. amax        of each token over its lanes by shuffles, of its group in registers or through shared memory
-    3. integers    stored 8 (INT8) or 4 bytes (INT4) a lane
+    3. elements    quantised, stored 8 bytes a lane, or 4 (INT4)
     4. bias        of each token over its lanes by shuffles; with the scale through shared memory, to be stored as rows
 
 Token ``64·(i//4) + 32·(row//8) + 8·(i%4) + row%8`` of the block is the i-th of a thread of row ``row``: the four rows
@@ -24,8 +24,8 @@ from cutlass import Float32, Int8, Int32, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.cutlass_dsl import select_
 
-from .int8_rounding import LEVELS, absolute_max, inverse_scale, symmetric_scale, to_int4x8, to_int8x4
 from .ptx import opaque
+from .rounding import LARGEST, WORD_VALUES, absolute_max, inverse_scale, quantised_word, symmetric_scale
 from .rows import VECTOR, QuantizerConfig, fake_tensor, stage_row
 from .tile_image import TileImage
 
@@ -51,7 +51,7 @@ class QueryConfig:
     """What the quantiser of Q is compiled for.
 
     quantizer: head dim, dtype and alignment of Q
-    keys:      what Q becomes, "int8" or "int4": the format of K that it is multiplied with
+    keys:      what Q becomes, "int8", "int4" or "e4m3" (from sm_89 on): the format of K that it is multiplied with
     scale:     tokens that share a scale, one of `SCALE_GROUPS`
     smooth_k:  whether K's mean was removed (q_bias is q·k_mean)
     smooth_q:  whether the mean of each block of 128 tokens is subtracted before quantisation, and returned
@@ -68,17 +68,18 @@ class QueryRows:
     """Quantises Q, one CTA per (block of 128 tokens, query head, batch element).
 
     Called with q [B, Hq, Sq, D] (any strides, head dim contiguous), k_mean float32 [B, Hkv, D] (None without smooth_k),
-    and the results: q_data int8 [B, Hq, Sq, Dq], in INT4 with two integers a byte, the even dim in the low half; Dq =
-    ``TileImage(D, keys=keys).key_bytes``, zeros from D on; q_scale and q_bias float32 [B, Hq, Sq]; and q_mean
-    [B, Hq, ceil(Sq/128), D] in Q's dtype (None without smooth_q). Query head h belongs to KV head h // (Hq/Hkv).
+    and the results: q_data int8 [B, Hq, Sq, Dq], in INT4 with two integers a byte, the even dim in the low half, or the
+    bytes of E4M3; Dq = ``TileImage(D, keys=keys).key_bytes``, zeros from D on; q_scale and q_bias float32 [B, Hq, Sq];
+    and q_mean [B, Hq, ceil(Sq/128), D] in Q's dtype (None without smooth_q). Query head h belongs to KV head
+    h // (Hq/Hkv).
 
     Reads every byte of Q once. All arithmetic is float32, one rounding a step, in this order:
 
     * q_mean: elements that are not finite count as 0. A thread adds its tokens in ascending order, the rows are added
       in ascending order, the sum is divided by the number of tokens of the block and rounded to Q's dtype. What is
       quantised is q − q_mean. |q| up to 2.6e36 is in range: 128 of it have to have a finite sum.
-    * q_scale: amax · fl(1/127), or fl(1/7). A token with an inf or a NaN gets a scale of its own that is not finite,
-      and does not count in the amax of its group.
+    * q_scale: amax · fl(1/127), fl(1/7) or fl(1/448). A token with an inf or a NaN gets a scale of its own that is not
+      finite, and does not count in the amax of its group.
     * q_bias = q·k_mean from q as it came: eight fused multiply-adds per lane in ascending channel order, then a
       butterfly over the lanes of the token, farthest first; 0 without smooth_k.
     """
@@ -133,7 +134,7 @@ class QueryRows:
             mean = self.block_mean(tokens, q, q_mean, smem, place, (thread, row, lane))
         amax = self.token_amax(tokens, mean, q.shape[2] - block * BLOCK_TOKENS, row)
         scales = self.scales(amax, smem, row, lane)
-        self.store_integers(tokens, mean, scales, q_data, q.shape[2], place, (row, lane))
+        self.store_quantised(tokens, mean, scales, q_data, q.shape[2], place, (row, lane))
         cute.arch.sync_threads()
         self.stage_results(tokens, k_bar, scales, staged, (row, lane))
         cute.arch.sync_threads()
@@ -219,7 +220,7 @@ class QueryRows:
         peaks = [*halves[0], *halves[1]]
         for i in range_constexpr(_PASSES):
             peak = select_(finite(amax[i]), peaks[i], amax[i])
-            result[i] = symmetric_scale(Float32(peak), LEVELS[self.config.keys])
+            result[i] = symmetric_scale(Float32(peak), LARGEST[self.config.keys])
         return result
 
     @cute.jit
@@ -237,20 +238,18 @@ class QueryRows:
         return [largest([shared[first + r, half] for r in range(8)]) for half in range(2)]
 
     @cute.jit
-    def store_integers(self, tokens: cute.Tensor, mean, scales, q_data: cute.Tensor, seq_q: Int32, place, row_lane):
+    def store_quantised(self, tokens: cute.Tensor, mean, scales, q_data: cute.Tensor, seq_q: Int32, place, row_lane):
         batch, head, block = place
         row, lane = row_lane
-        words = 2 if const_expr(self.config.keys == "int8") else 1
+        per_word = WORD_VALUES[self.config.keys]
+        words = VECTOR // per_word
         for i in range_constexpr(_PASSES):
             token = block * BLOCK_TOKENS + block_token(i, row)
-            inverse = [inverse_scale(scales[i])] * VECTOR
+            inverse = inverse_scale(scales[i])
             values = self.values(tokens, mean, i)
             packed = cute.make_rmem_tensor((words,), Int32)
-            if const_expr(self.config.keys == "int4"):
-                packed[0] = to_int4x8(values, inverse)
-            else:
-                packed[0] = to_int8x4(values[:4], inverse[:4])
-                packed[1] = to_int8x4(values[4:], inverse[4:])
+            for w in range_constexpr(words):
+                packed[w] = quantised_word(values[per_word * w : per_word * (w + 1)], inverse, self.config.keys)
             inside = token < seq_q
             if const_expr(self.lanes * VECTOR != self.tile.key_dims):
                 inside = inside & (lane * VECTOR < self.tile.key_dims)

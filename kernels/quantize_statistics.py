@@ -22,7 +22,7 @@ from cutlass import Float32, Int32, const_expr, range_constexpr
 from cutlass.cute.runtime import make_fake_stream
 from cutlass.cutlass_dsl import select_
 
-from .int8_rounding import absolute_max, power_of_two_scale, symmetric_scale
+from .rounding import LARGEST, absolute_max, power_of_two_scale, symmetric_scale
 from .rows import THREADS, VECTOR, QuantizerConfig, fake_tensor, key_length, load_vector
 from .tile_image import VALUE_BYTES
 
@@ -192,8 +192,9 @@ class KeyValueStatistics:
 class FinishConfig:
     """head_dim: D. v_scale: "channel", or "tensor" for one scale over all tokens and channels of a (batch, KV head).
 
-    values: what V becomes, "int8" (scale amax/127) or "float16" (the power of two not above amax). smooth_v, varlen: as
-    in `StatisticsConfig`; with smooth_v, amax is that of V − v_mean.
+    values: what V becomes: "int8" (scale amax/127), "e4m3" (amax/448) or "float16" (the power of two not above amax).
+    smooth_v, varlen: as in `StatisticsConfig`; with smooth_v, amax is that of V − v_mean. largest_value: what amax
+    becomes in place of 127 or 448, for accumulators in which sums of larger values may overflow; None: 127 or 448.
     """
 
     head_dim: int
@@ -201,6 +202,7 @@ class FinishConfig:
     values: str = "int8"
     smooth_v: bool = False
     varlen: bool = False
+    largest_value: float | None = None
 
 
 class FinishStatistics:
@@ -226,6 +228,13 @@ class FinishStatistics:
             return f"v_scale {config.v_scale} is neither channel nor tensor"
         if config.values not in VALUE_BYTES:
             return f"values {config.values} is not one of {', '.join(VALUE_BYTES)}"
+        largest = LARGEST.get(config.values)
+        if config.largest_value is not None and (largest is None or not 1 <= config.largest_value <= largest):
+            return f"largest_value {config.largest_value} is not " + (
+                f"from 1 to {largest}, which is {config.values}'s"
+                if largest
+                else f"None, as for values {config.values}"
+            )
         return QuantizerConfig(config.head_dim, "float16").refusal()
 
     def fake_arguments(self) -> tuple[Any, ...]:
@@ -263,13 +272,17 @@ class FinishStatistics:
             amax = gathered[1]
         if const_expr(self.config.v_scale == "tensor"):
             amax = self.over_channels(amax, thread)
-        scale = power_of_two_scale if const_expr(self.config.values == "float16") else symmetric_scale
         if thread < self.config.head_dim:
             k_mean[batch, head, channel] = key_mean
-            of_channel = scale(amax)
+            of_channel = self.scale(amax)
             v_scale[batch, head, channel] = of_channel + (of_channel - of_channel)  # NaN unless finite
             if const_expr(self.config.smooth_v):
                 v_mean[batch, head, channel] = value_mean
+
+    def scale(self, amax: Float32) -> Float32:
+        if self.config.values == "float16":
+            return power_of_two_scale(amax)
+        return symmetric_scale(amax, self.config.largest_value or LARGEST[self.config.values])
 
     @cute.jit
     def over_channels(self, amax: Float32, thread: Int32):

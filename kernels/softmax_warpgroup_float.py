@@ -34,7 +34,10 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
     def create(
         stages: cute.Pointer, count: int, stage_bytes: int, tile: SwizzledTile, registers: int, fma_eighths: int
     ) -> WarpgroupFloatSoftmax:
-        """Empty state. stages: the ring's, ``count`` of them; registers: of a consumer thread; fma_eighths: 0."""
+        """Empty state. stages: the ring's, ``count`` of them; registers: of a consumer thread.
+
+        fma_eighths: see `WarpgroupSoftmax.probabilities`
+        """
         # Descriptors know whole blocks and no N, so that the instruction may have N = D of them.
         whole = warpgroup_mma(
             tile.element, tile.element, tile.blocks * BLOCK_CHANNELS, a_in_registers=True, b_major=OperandMajorMode.MN

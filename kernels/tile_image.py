@@ -131,21 +131,24 @@ class TileImage:
     sum_rows: int = 0
 
     def __post_init__(self) -> None:
-        if reason := self.can_implement(self.head_dim, self.values, self.keys):
+        if reason := self.can_implement(self.head_dim, self.values, self.keys, self.tokens, self.sum_rows):
             raise ValueError(reason)
-        for field, allowed in (("tokens", (64, 128)), ("sum_rows", (0, 8))):
-            if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} {getattr(self, field)} is not one of {', '.join(map(str, allowed))}")
 
     @staticmethod
-    def can_implement(head_dim: int, values: str = "int8", keys: str = "int8") -> str | None:
-        """None, or why there is no tile image for this head dim and these formats of V and K."""
+    def can_implement(
+        head_dim: int, values: str = "int8", keys: str = "int8", tokens: int = TILE_TOKENS, sum_rows: int = 0
+    ) -> str | None:
+        """None, or why there is no such tile image."""
         if values not in VALUE_BYTES:
             return f"values {values} is not one of {', '.join(VALUE_BYTES)}"
         if keys not in KEY_BITS:
             return f"keys {keys} is not one of {', '.join(KEY_BITS)}"
         if head_dim % 8 or not 0 < head_dim <= _LARGEST_HEAD_DIM:
             return f"head dim {head_dim} is not a multiple of 8 from 8 to {_LARGEST_HEAD_DIM}"
+        if tokens not in (64, 128):
+            return f"tokens {tokens} is not one of 64, 128"
+        if sum_rows not in (0, 8):
+            return f"sum_rows {sum_rows} is not one of 0, 8"
         return None
 
     @property

@@ -23,7 +23,6 @@ from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.recipe import recipes
 
-ARCH = "sm_80"
 HEADS = 2
 
 
@@ -57,13 +56,13 @@ def random(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
 
 
-def key_value(recipe: str, head_dim: int, tokens: int) -> Moved:
+def key_value(recipe: str, arch: str, head_dim: int, tokens: int) -> Moved:
     """K and V to tile images: statistics, their end, and tiles."""
     k, v = random(2, 1, HEADS, tokens, head_dim)
     results: list[torch.Tensor] = []
 
     def run() -> None:
-        results.extend(x for x in kernel_calls.key_value_tiles(k, v, recipes()[recipe], ARCH) if x is not None)
+        results.extend(x for x in kernel_calls.key_value_tiles(k, v, recipes()[recipe], arch) if x is not None)
 
     return moved(run, [k, v], results)
 
@@ -75,7 +74,7 @@ def query(keys: str, scale: str, smooth_q: bool, head_dim: int, tokens: int) -> 
     rows = [torch.empty(1, HEADS, tokens) for _ in range(2)]
     mean = torch.empty(1, HEADS, -(-tokens // BLOCK_TOKENS), head_dim, dtype=q.dtype) if smooth_q else None
     config = QueryConfig(QuantizerConfig(head_dim, "float16"), keys, scale, smooth_q=smooth_q)
-    kernel = jit.load(QueryRows, config, ARCH, "emulator")
+    kernel = jit.load(QueryRows, config, "sm_89" if keys == "e4m3" else "sm_80", "emulator")
     outputs = [data, *rows] if mean is None else [data, *rows, mean]
     return moved(lambda: kernel(q, k_mean, data, *rows, mean), [q, k_mean], outputs)
 
@@ -84,15 +83,20 @@ def delta_scores(head_dim: int, tokens: int) -> Moved:
     k, k_mean = random(1, HEADS, tokens, head_dim), torch.zeros(1, HEADS, head_dim)
     blocks, width = -(-tokens // BLOCK_TOKENS), -(-tokens // TILE_TOKENS) * TILE_TOKENS
     q_mean, delta = random(1, HEADS, blocks, head_dim), torch.empty(1, HEADS, blocks, width)
-    kernel = jit.load(DeltaScores, DeltaConfig(QuantizerConfig(head_dim, "float16")), ARCH, "emulator")
+    kernel = jit.load(DeltaScores, DeltaConfig(QuantizerConfig(head_dim, "float16")), "sm_80", "emulator")
     return moved(lambda: kernel(q_mean, k, k_mean, None, delta), [q_mean, k, k_mean], [delta])
 
 
 QUANTISERS: dict[str, Callable[[int, int], Moved]] = {
-    "K and V, int8": lambda d, n: key_value("int8", d, n),
-    "K and V, int8_fp16": lambda d, n: key_value("int8_fp16", d, n),
+    "K and V, int8": lambda d, n: key_value("int8", "sm_80", d, n),
+    "K and V, int8_fp16": lambda d, n: key_value("int8_fp16", "sm_80", d, n),
+    "K and V, int8_fp8": lambda d, n: key_value("int8_fp8", "sm_89", d, n),
+    "K and V, fp8": lambda d, n: key_value("fp8", "sm_89", d, n),
+    "K and V, int8_fp8, sm_90a": lambda d, n: key_value("int8_fp8", "sm_90a", d, n),
+    "K and V, fp8, sm_90a": lambda d, n: key_value("fp8", "sm_90a", d, n),
     "Q, int8 per token": lambda d, n: query("int8", "token", False, d, n),
     "Q, int8 per thread": lambda d, n: query("int8", "thread", False, d, n),
+    "Q, e4m3 per thread": lambda d, n: query("e4m3", "thread", False, d, n),
     "Q, int4 per thread, smoothed": lambda d, n: query("int4", "thread", True, d, n),
     "delta scores": delta_scores,
 }

@@ -101,6 +101,11 @@ class Operands:
         return pack_rows(self.q, self.recipe.qk_format).view(torch.int8)
 
 
+def target(recipe: Recipe, tensor: torch.Tensor) -> str:
+    """What to compile for: the tensor's GPU, or on the emulator its usual one, or the first with E4M3 in its MMAs."""
+    return resolve_arch(None if tensor.is_cuda or recipe.pv_format != "e4m3" else "sm_89", tensor).name
+
+
 def run(
     operands: Operands,
     config: Any,
@@ -118,7 +123,7 @@ def run(
     lse = torch.full(shape[:3], 7.0, device=device) if config.has_lse else None
     arguments = (o.data(), o.q_scale, o.q_bias, o.image, o.v_scale, o.delta, o.v_mean)
     inputs = [x if x is None else x.to(device) for x in arguments]
-    kernel = jit.load(kernel_class, config, arch or resolve_arch(None, inputs[0]).name, jit.backend())
+    kernel = jit.load(kernel_class, config, arch or target(o.recipe, inputs[0]), jit.backend())
     kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
     return out.cpu(), None if lse is None else lse.cpu()
 

@@ -35,13 +35,17 @@ def simulate(q, k, v, *, causal=False, softmax_scale=None, recipe="int8", config
         causal=causal,
         softmax_scale=softmax_scale,
         recipe=recipe,
-        warp_rows=16 * tile.m_tiles,
+        warp_rows=tile.warp_rows,
         cta_rows=tile.rows,
+        tile_tokens=tile.tile_tokens,
     )
 
 
 def assert_close(out, lse, q, k, v, **options):
-    """Output and LSE against the simulator (tight), output against float64 (what INT8 costs)."""
+    """Output and LSE against the simulator (tight), and against float64 (what the recipe costs).
+
+    Q and K in E4M3 have 4 significant bits, a relative error of 2.65 % rms each: scores err by 3.7 % of their spread.
+    """
     simulated, simulated_lse = simulate(q, k, v, **options)
     recipe = as_recipe(options.get("recipe", "int8"))
     assert_out_close(out, simulated, recipe)
@@ -49,8 +53,9 @@ def assert_close(out, lse, q, k, v, **options):
     exact, exact_lse = reference.attention(
         q, k, v, causal=options.get("causal", False), softmax_scale=options.get("softmax_scale")
     )
-    assert reference.errors(out.cpu(), exact).rel_l2 < 0.06
-    torch.testing.assert_close(lse.cpu().double(), exact_lse, rtol=0, atol=0.05)
+    rel_l2, of_lse = (0.08, 0.1) if recipe.qk_format == "e4m3" else (0.06, 0.05)
+    assert reference.errors(out.cpu(), exact).rel_l2 < rel_l2
+    torch.testing.assert_close(lse.cpu().double(), exact_lse, rtol=0, atol=of_lse)
 
 
 @pytest.mark.parametrize("head_dim", [32, 64, 128])

@@ -33,7 +33,7 @@ def test_info(capsys):
     printed = capsys.readouterr().out
     assert "backend in use: emulator" in printed
     assert re.search(r"sm_80 +int8, int8_fp16, int4_int8, int4_fp16, fp16, bf16 +A100", printed)
-    assert re.search(r"sm_90a +int8, int8_fp16, fp16, bf16 +H100", printed)
+    assert re.search(r"sm_90a +int8, int8_fp16, int8_fp8, fp8, fp16, bf16 +H100", printed)
     assert re.search(r"sm_100a +none yet", printed)
 
 

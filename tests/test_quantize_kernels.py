@@ -25,7 +25,6 @@ from cute_attn.recipe import Recipe, recipes
 from cute_attn.tensors import alignment
 from cute_attn.tile_images import pack_tile_images, unpack_tile_images
 
-ARCH = "sm_80"
 PER_CHANNEL = recipes()["int8"]
 PER_TENSOR = PER_CHANNEL.replace(v_scale="tensor")
 FLOAT16 = recipes()["int8_fp16"]
@@ -252,6 +251,12 @@ def test_refused_configurations(config, reason):
 def test_refused_scale_and_format_of_v():
     assert "v_scale" in FinishStatistics.can_implement(FinishConfig(64, "token"))
     assert "values" in FinishStatistics.can_implement(FinishConfig(64, values="float32"))
+    assert "largest_value 449.0 is not from 1 to 448" in FinishStatistics.can_implement(
+        FinishConfig(64, values="e4m3", largest_value=449.0)
+    )
+    assert "largest_value 2.25 is not None" in FinishStatistics.can_implement(
+        FinishConfig(64, values="float16", largest_value=2.25)
+    )
     assert "values" in KeyValueTiles.can_implement(TilesConfig(QuantizerConfig(64, "float16"), "float32"))
 
 
@@ -265,9 +270,10 @@ def programs(head_dim: int, dtype: str, arch: str, values: str = "int8") -> dict
     return {kernel.__name__: jit.build(kernel, config, arch) for kernel, config in kernels.items()}
 
 
-def test_compiled_arithmetic_is_the_simulated():
+@pytest.mark.parametrize(("values", "arch"), [("int8", "sm_80"), ("e4m3", "sm_89")])
+def test_compiled_arithmetic_is_the_simulated(values, arch):
     """Divisions are correctly rounded, and nothing is fused."""
-    for program in programs(128, "float16", ARCH).values():
+    for program in programs(128, "float16", arch, values).values():
         assert not re.findall(r"\b(?:div|rcp)\.(?!rn\.f32|s32|u32)\S+", program.ptx)
         assert not re.findall(r"\bfma\.", program.ptx)
 
@@ -282,10 +288,10 @@ def test_nothing_spills(head_dim, arch, values):
             assert resources.registers <= 102  # five CTAs of 128 threads on a multiprocessor
 
 
-@pytest.mark.parametrize("values", ["int8", "float16"])
-def test_aligned_inputs_are_read_sixteen_bytes_at_a_time(values):
+@pytest.mark.parametrize(("values", "arch"), [("int8", "sm_80"), ("float16", "sm_80"), ("e4m3", "sm_89")])
+def test_aligned_inputs_are_read_sixteen_bytes_at_a_time(values, arch):
     """K and V, and the image, in global memory; the partial results and single scales are narrower."""
-    ptx = {name: program.ptx for name, program in programs(128, "float16", ARCH, values).items()}
+    ptx = {name: program.ptx for name, program in programs(128, "float16", arch, values).items()}
     for name in ("KeyValueStatistics", "KeyValueTiles"):
         loads = re.findall(r"ld\.global\S*", ptx[name])
         assert set(loads) == {"ld.global.v4.b32"}

@@ -18,11 +18,13 @@ from cute_attn.kernels.quantize_query import BLOCK_TOKENS, SCALE_GROUPS, QueryCo
 from cute_attn.kernels.rows import QuantizerConfig
 from cute_attn.kernels.tile_image import KEY_BITS, TileImage
 from cute_attn.tensors import DTYPE_NAMES, alignment
-from cute_attn.tile_images import pack_rows
+from cute_attn.tile_images import pack_rows, unpack_rows
 
 from .mutants import findings
 
 HEAD_DIMS = [16, 40, 64, 72, 96, 128, 160, 256]
+ARCHS = {"int8": "sm_80", "int4": "sm_80", "e4m3": "sm_89"}
+"""The oldest target of each format."""
 
 
 @dataclass
@@ -35,11 +37,9 @@ class Results:
     mean: torch.Tensor | None
 
     def restored(self, keys: str, head_dim: int) -> torch.Tensor:
-        """Integers times scale, plus the block's mean: what was kept of q."""
-        data = self.data
-        if keys == "int4":
-            data = torch.stack([data << 4 >> 4, data >> 4], -1).flatten(-2)
-        x = data[..., :head_dim].float() * self.scale[..., None]
+        """Elements times scale, plus the block's mean: what was kept of q."""
+        data = self.data.view(torch.float8_e4m3fn) if keys == "e4m3" else self.data
+        x = unpack_rows(data, head_dim, keys).float() * self.scale[..., None]
         if self.mean is not None:
             x = x + self.mean.float().repeat_interleave(BLOCK_TOKENS, 2)[:, :, : x.shape[2]]
         return x
@@ -64,7 +64,8 @@ def run(q: torch.Tensor, k_mean: torch.Tensor | None, device: torch.device, **op
     mean = None
     if config.smooth_q:
         mean = torch.full((*q.shape[:2], blocks, q.shape[3]), -7.0, dtype=q.dtype, device=device)
-    kernel = jit.load(QueryRows, config, resolve_arch(None, q).name, jit.backend())
+    arch = resolve_arch(None if q.is_cuda else ARCHS[config.keys], q)
+    kernel = jit.load(QueryRows, config, arch.name, jit.backend())
     kernel(q, None if k_mean is None else k_mean.to(device), data, scale, bias, mean)
     return Results(*(None if x is None else x.cpu() for x in (data, scale, bias, mean)))
 
@@ -84,7 +85,7 @@ def check(q, k_mean, device, *, keys="int8", scale="token", smooth_q=False) -> R
         assert same(results.mean, mean)
     assert same(results.scale, q_scale)
     assert same(results.bias, bias)
-    assert same(results.data, pack_rows(data, keys))
+    assert same(results.data, pack_rows(data, keys).view(torch.int8))
     return results
 
 
@@ -100,6 +101,20 @@ def test_head_dims_and_scales(device, head_dim, scale):
     keys, smooth_q = (("int8", True), ("int4", False), ("int8", False), ("int4", True))[at % 4]
     q = draw(1, 2, 150, head_dim, dtype=(torch.float16, torch.bfloat16)[at // 2 % 2])
     check(q, mean_of_keys(1, head_dim), device, keys=keys, scale=scale, smooth_q=smooth_q)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "scale", "smooth_q"),
+    [(16, "thread", False), (40, "warp", True), (64, "token", True), (72, "thread", False), (256, "block", False)],
+)
+def test_e4m3(device, head_dim, scale, smooth_q):
+    """The largest of every token's group becomes 448, and finite elements no NaN."""
+    q = draw(1, 2, 150, head_dim, dtype=torch.bfloat16)
+    results = check(q, mean_of_keys(1, head_dim), device, keys="e4m3", scale=scale, smooth_q=smooth_q)
+    data = results.data.view(torch.float8_e4m3fn).float()
+    assert data.isfinite().all()
+    peaks = data.abs().amax(-1)
+    assert (peaks if scale == "token" else peaks.amax(-1)).eq(448).all()
 
 
 @pytest.mark.slow
@@ -148,12 +163,13 @@ def test_threads_own_every_token_once():
 
 @pytest.mark.parametrize("keys", KEY_BITS)
 def test_what_is_kept(device, keys):
-    """Within half a step of q; and the mean makes the steps smaller, because outlier channels have one."""
+    """Within half a step of q (E4M3: up to 32 scales), which the mean that outlier channels have makes smaller."""
     q = draw(1, 2, 256, 64)
     plain, smooth = (check(q, None, device, keys=keys, smooth_q=smooth_q) for smooth_q in (False, True))
     for results in (plain, smooth):
         distance = (results.restored(keys, 64) - q.float()).abs()
-        assert (distance <= results.scale[..., None] * 0.5001).all()
+        steps = results.scale[..., None] * (32 if keys == "e4m3" else 1)
+        assert (distance <= steps * 0.5001).all()
     assert smooth.scale.mean() < plain.scale.mean()
 
 
@@ -185,13 +201,13 @@ def test_without_smoothing_there_is_no_bias(device):
     assert not check(draw(1, 2, 40, 64), None, device).bias.any()
 
 
-@pytest.mark.parametrize("scale", SCALE_GROUPS)
+@pytest.mark.parametrize(("keys", "scale"), [*(("int8", s) for s in SCALE_GROUPS), ("e4m3", "thread")])
 @pytest.mark.parametrize("poison", [math.nan, math.inf, -math.inf])
-def test_non_finite_elements_show_in_the_scale_of_their_token_alone(device, poison, scale):
+def test_non_finite_elements_show_in_the_scale_of_their_token_alone(device, poison, keys, scale):
     q = draw(1, 2, 140, 64)
-    clean = check(q, mean_of_keys(2, 64), device, scale=scale, smooth_q=True)
+    clean = check(q, mean_of_keys(2, 64), device, keys=keys, scale=scale, smooth_q=True)
     q[0, 1, 3, 20] = poison
-    results = check(q, mean_of_keys(2, 64), device, scale=scale, smooth_q=True)
+    results = check(q, mean_of_keys(2, 64), device, keys=keys, scale=scale, smooth_q=True)
     assert (~results.scale.isfinite()).nonzero().tolist() == [[0, 1, 3]]
     assert (~results.bias.isfinite()).nonzero().tolist() == [[0, 1, 3]]
     assert results.mean.isfinite().all()
@@ -256,13 +272,21 @@ def test_compiled_arithmetic_is_the_simulated():
     assert len(re.findall(r"\bfma\.", ptx)) == 8 * 8
 
 
-@pytest.mark.parametrize("arch", ["sm_80", pytest.param("sm_120a", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("arch", "keys"),
+    [
+        ("sm_80", "int8"),
+        ("sm_89", "e4m3"),
+        pytest.param("sm_90a", "e4m3", marks=pytest.mark.slow),
+        pytest.param("sm_120a", "int8", marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("head_dim", [128, 256, pytest.param(64, marks=pytest.mark.slow)])
-def test_nothing_spills(head_dim, dtype, arch):
+def test_nothing_spills(head_dim, dtype, arch, keys):
     """Up to 80 registers: 24 warps on an SM, 48 KB of Q in flight at head dim 128."""
     for scale, smooth_q in itertools.product(SCALE_GROUPS, [False, True]):
-        built = program(head_dim, dtype, arch, scale=scale, smooth_q=smooth_q)
+        built = program(head_dim, dtype, arch, keys=keys, scale=scale, smooth_q=smooth_q)
         for resources in kernel_resources(built.cubin).values():
             assert resources.stack_bytes == 0
             assert resources.registers <= 80

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import cute_attn
-from cute_attn import Problem, Recipe, TileConfig, dispatch, recipes, supports
+from cute_attn import Problem, Recipe, TileConfig, WarpgroupTileConfig, dispatch, recipes, supports
 from cute_attn.arch import Arch
 
 
@@ -113,7 +113,7 @@ def test_no_heads():
 
 def test_unknown_recipe():
     with pytest.raises(
-        ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16', 'int4_int8', 'int4_"
+        ValueError, match=r"recipe='int7' is not known; use one of 'int8', 'int8_fp16', 'int8_fp8', 'fp8', "
     ):
         call(recipe="int7")
     with pytest.raises(TypeError, match="recipe must be a preset's name or a Recipe, got int"):
@@ -189,12 +189,17 @@ def test_more_ctas_than_a_grid_has(axis):
 
 
 def test_config():
-    with pytest.raises(TypeError, match="config must be a TileConfig, got dict"):
+    with pytest.raises(TypeError, match="config must be a TileConfig or a WarpgroupTileConfig, got dict"):
         call(config={"warps": 4})
     with pytest.raises(ValueError, match="config.warps=3; use one of 1, 2, 4, 8"):
         TileConfig(warps=3)
     with pytest.raises(ValueError, match="config.m_tiles=True; use one of 1, 2"):
         TileConfig(m_tiles=True)
+    with pytest.raises(ValueError, match="config.warpgroups=4; use one of 1, 2, 3"):
+        WarpgroupTileConfig(warpgroups=4)
+    reason = r"WarpgroupTileConfig\(.*\) is not for the kernels of recipe 'int8' on sm_80; use a TileConfig, or None"
+    with pytest.raises(NotImplementedError, match=reason):
+        call(config=WarpgroupTileConfig())
 
 
 def test_config_that_does_not_fit_the_chip():

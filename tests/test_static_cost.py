@@ -66,7 +66,7 @@ def default_report(arch: str, head_dim: int, causal: bool, seq_q: int = 4096, re
     kernel_class, config = kernel_calls.kernels_of(problem, recipe, ARCHS[arch])["attention"]
     image = kernel_class(config).image
     (kernel,) = report(jit.build(kernel_class, config, arch), image.key_dims, image.value_channels)
-    assert kernel.resources.registers * 32 * config.warps <= 65536
+    assert kernel.resources.registers * kernel_class(config).threads <= 65536
     return kernel
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from cute_attn import Problem, dispatch, jit
 from cute_attn.arch import ARCHS
-from cute_attn.kernels.attention_sm80 import AttentionSm80
+from cute_attn.attention_kernels import attention_kernel
 from cute_attn.recipe import Recipe, recipes
 from cute_attn.report import KernelReport, report
 from cute_attn.sass import disassemble
@@ -25,7 +25,7 @@ def built(recipe: Recipe, arch: str, head_dim: int, causal: bool) -> tuple[jit.P
     """The default attention kernel for long sequences, and its report."""
     problem = Problem(1, 1, 1, 4096, 4096, head_dim, "float16", causal)
     tile = dispatch.default_config(recipe, problem, ARCHS[arch])
-    program = jit.build(AttentionSm80, dispatch.attention_config(recipe, head_dim, "float16", causal, tile), arch)
+    program = jit.build(*attention_kernel(recipe, head_dim, "float16", causal, tile), arch)
     (kernel,) = report(program, head_dim)
     return program, kernel
 

@@ -7,13 +7,19 @@ import pytest
 import torch
 
 from cute_attn.kernels.tile_image import KEY_BITS, TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
-from cute_attn.tile_images import pack_tile_images, unpack_tile_images
+from cute_attn.tile_images import FORMAT_DTYPES, pack_tile_images, unpack_tile_images
 
 HEAD_DIMS = [32, 64, 96, 128, 256, *(pytest.param(d, marks=pytest.mark.slow) for d in (160, 192, 224))]
 """The others have the layouts of these, see `test_padding`."""
 
-FORMATS = list(itertools.product(["int8", "float16"], ["int8", "int4"]))
+FORMATS = [*itertools.product(["int8", "float16"], ["int8", "int4"]), ("e4m3", "int8"), ("e4m3", "e4m3")]
 """Of V and of K."""
+
+KINDS = [
+    *((*formats, 64, 0) for formats in FORMATS),
+    *((*formats, 128, 8) for formats in FORMATS if formats[1] != "int4"),
+]
+"""Formats of V and K, tokens of a tile and rows of ones: of the warp MMAs, and of the warpgroup MMA."""
 
 
 def operands(image: TileImage) -> list[tuple[StaticLayout, int]]:
@@ -26,16 +32,19 @@ def rows_of(layout: StaticLayout) -> dict[int, int]:
     return {layout(c, 0) // 32: c for c in range(layout.extents()[0])}
 
 
-@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_every_byte_is_used_once(head_dim, values, keys):
-    image = TileImage(head_dim, values, keys)
+def test_every_byte_is_used_once(head_dim, kind):
+    image = TileImage(head_dim, *kind)
     used = []
     for (layout, wide), offset in zip(operands(image), (image.k_offset, image.v_offset), strict=True):
         rows, columns = layout.extents()
         used += [offset + layout(r, c) + b for r in range(rows) for c in range(columns) for b in range(wide)]
+    row_bytes, planes = image.ones.extents()
+    used += [image.ones_offset + image.ones(byte, plane) for byte in range(row_bytes) for plane in range(planes)]
+    rows, tokens = image.scales.extents()
     used += [
-        image.scale_offset + 4 * image.scales(r, t) + b for r in range(2) for t in range(TILE_TOKENS) for b in range(4)
+        image.scale_offset + 4 * image.scales(r, t) + b for r in range(rows) for t in range(tokens) for b in range(4)
     ]
     assert sorted(used) == list(range(image.nbytes))
 
@@ -61,21 +70,21 @@ def test_padded_sizes(head_dim, keys, key_dims, key_bytes, value_channels):
         assert image.nbytes == 64 * key_bytes + 64 * value_channels * wide + 512
 
 
-@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_dim", range(8, 257, 8))
-def test_padding(head_dim, values, keys):
+def test_padding(head_dim, kind):
     """Padded head dims have the layouts of the next multiple of 32 channels, and of 32 bytes of K."""
-    image, full = TileImage(head_dim, values, keys), TileImage(-(-head_dim // 32) * 32, values, keys)
+    image, full = TileImage(head_dim, *kind), TileImage(-(-head_dim // 32) * 32, *kind)
     assert (image.k, image.v, image.nbytes) == (full.k, full.v, full.nbytes)
-    assert 0 <= image.key_dims - head_dim < 32 * (8 // KEY_BITS[keys])
-    assert image.key_bytes * 8 == image.key_dims * KEY_BITS[keys]
+    assert 0 <= image.key_dims - head_dim < 32 * (8 // KEY_BITS[image.keys])
+    assert image.key_bytes * 8 == image.key_dims * KEY_BITS[image.keys]
 
 
-@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_words_stay_together(head_dim, values, keys):
+def test_words_stay_together(head_dim, kind):
     """The quantiser stores four bytes at a time: four tokens or dims of one byte, or two of two."""
-    for layout, wide in operands(TileImage(head_dim, values, keys)):
+    for layout, wide in operands(TileImage(head_dim, *kind)):
         rows, columns = layout.extents()
         for row, start in itertools.product(range(rows), range(0, columns, 4 // wide)):
             first = layout(row, start)
@@ -83,11 +92,11 @@ def test_words_stay_together(head_dim, values, keys):
             assert [layout(row, start + i) for i in range(4 // wide)] == list(range(first, first + 4, wide))
 
 
-@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_ldmatrix_phases_have_no_bank_conflict(head_dim, values, keys):
+def test_ldmatrix_phases_have_no_bank_conflict(head_dim, kind):
     """One 8x8 matrix of ldmatrix reads 16 bytes of eight consecutive rows: eight different groups of 4 banks."""
-    for layout, wide in operands(TileImage(head_dim, values, keys)):
+    for layout, wide in operands(TileImage(head_dim, *kind)):
         rows, columns = layout.extents()
         coordinate = rows_of(layout)
         for first, chunk in itertools.product(range(0, rows, 8), range(0, columns, 16 // wide)):
@@ -95,24 +104,62 @@ def test_ldmatrix_phases_have_no_bank_conflict(head_dim, values, keys):
             assert len(groups) == 8
 
 
-@pytest.mark.parametrize(("values", "keys"), FORMATS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("head_dim", [8, 40, 64, 72, 256])
-def test_images_hold_what_was_packed(head_dim, values, keys):
-    """And nothing else: the padding and the tokens past the end are zeros."""
+def test_images_hold_what_was_packed(head_dim, kind):
+    """And nothing else but the ones: the padding and the tokens past the end are zeros."""
+    values, keys, tokens, sum_rows = kind
     generator = torch.Generator().manual_seed(head_dim)
-    levels = {"int8": 127, "int4": 7}[keys]
-    k = torch.randint(-levels, levels + 1, (2, 1, 70, head_dim), generator=generator, dtype=torch.int8)
-    v = torch.randint(-127, 128, k.shape, generator=generator).to(getattr(torch, values))
-    scale = torch.rand(k.shape[:3], generator=generator) + 0.1
-    image = pack_tile_images(k, scale, v, keys)
-    for part, packed in zip(unpack_tile_images(image, head_dim, 70, values, keys), (k, scale, v), strict=True):
-        assert torch.equal(part, packed)
-    layout = TileImage(head_dim, values, keys)
-    nibbles = image[..., : layout.v_offset]
-    written = (nibbles != 0) if keys == "int8" else torch.stack([nibbles & 15, nibbles >> 4], -1)
-    assert written.count_nonzero() == k.count_nonzero()
-    in_v = image[..., layout.v_offset : layout.scale_offset].contiguous().view(v.dtype)
-    assert in_v.count_nonzero() == v.count_nonzero()
+    levels = 7 if keys == "int4" else 127
+    shape = (2, 1, tokens + 6, head_dim)
+    k = torch.randint(-levels, levels + 1, shape, generator=generator).to(FORMAT_DTYPES[keys])
+    v = torch.randint(-127, 128, shape, generator=generator).to(FORMAT_DTYPES[values])
+    scale = torch.rand(shape[:3], generator=generator) + 0.1
+    image = pack_tile_images(k, scale, v, keys, tokens, sum_rows)
+    plain = unpack_tile_images(image, head_dim, tokens + 6, values, keys, tokens, sum_rows)
+    for part, packed in zip(plain, (k, scale, v), strict=True):
+        assert part.dtype == packed.dtype
+        assert torch.equal(part.view(torch.uint8), packed.view(torch.uint8))
+    layout = TileImage(head_dim, *kind)
+    in_k = image[..., : layout.v_offset]
+    written = torch.stack([in_k & 15, in_k >> 4], -1) if keys == "int4" else in_k.contiguous().view(k.dtype).float()
+    assert written.count_nonzero() == k.float().count_nonzero()
+    in_v = image[..., layout.v_offset : layout.scale_offset].contiguous().view(v.dtype).float()
+    assert in_v.count_nonzero() == v.float().count_nonzero() + 2 * 2 * sum_rows * tokens
+    if sum_rows:
+        planes = in_v.reshape(2, 1, 2, -1, layout.value_rows, 32 // v.element_size())
+        assert (planes[..., layout.value_channels :, :] == 1).all()
+
+
+@pytest.mark.parametrize(("values", "keys"), [("int8", "int8"), ("float16", "int8"), ("e4m3", "e4m3")])
+@pytest.mark.parametrize("head_dim", [40, 128])
+def test_planes_are_wgmma_operands_with_the_32_byte_swizzle(head_dim, values, keys):
+    """K-major operands with 32 bytes of K: eight rows of 32 bytes are 256 bytes, and the next ones follow.
+
+    Row r's chunk c of 16 bytes lies at chunk c XOR bit 2 of r. A plane is the K extent of one wgmma instruction.
+    """
+
+    def operand(row: int, byte: int) -> int:
+        return row // 8 * 256 + row % 8 * 32 + (byte // 16 ^ row % 8 // 4) * 16 + byte % 16
+
+    image = TileImage(head_dim, values, keys, 128, 8)
+    for row, byte in itertools.product(range(128), range(image.key_bytes)):
+        token = image.score_tokens(row % 8, row // 8)
+        assert image.k(token, byte) == byte // 32 * 128 * 32 + operand(row, byte % 32)
+    plane_bytes = (image.value_channels + 8) * 32
+    wide = VALUE_BYTES[values]
+    for row, element in itertools.product(range(image.value_channels), range(128)):
+        token = (
+            element if wide == 1 else element // 16 * 16 + element % 8 // 2 * 4 + element % 16 // 8 * 2 + element % 2
+        )
+        place = element * wide // 32 * plane_bytes + operand(row, element * wide % 32)
+        assert image.v(image.output_channels(row % 8, row // 8), token) == place
+    ones = [operand(row, byte) for row in range(image.value_channels, image.value_rows) for byte in range(32)]
+    for plane in range(128 * wide // 32):
+        held = {image.ones_offset - image.v_offset + image.ones(byte, plane) for byte in range(256)}
+        assert held == {plane * plane_bytes + place for place in ones}
+    assert image.v_offset % 256 == 0
+    assert plane_bytes % 256 == 0
 
 
 def test_int4_puts_dim_2i_into_the_low_half():
@@ -122,10 +169,11 @@ def test_int4_puts_dim_2i_into_the_low_half():
     assert image[0, 0, 0, TileImage(64, keys="int4").k(0, 3)] == 0x5D
 
 
-def test_score_columns_are_the_stated_tokens():
-    image = TileImage(128)
+@pytest.mark.parametrize("tokens", [64, 128])
+def test_score_columns_are_the_stated_tokens(tokens):
+    image = TileImage(128, tokens=tokens)
     token_of_row = rows_of(image.k)
-    for tile, column in itertools.product(range(TILE_TOKENS // 8), range(8)):
+    for tile, column in itertools.product(range(tokens // 8), range(8)):
         token = token_of_row[8 * tile + column]
         assert token == 16 * (tile // 2) + 4 * (column >> 1) + 2 * (tile % 2) + (column & 1)
         assert token == image.score_tokens(column, tile)
@@ -151,9 +199,10 @@ def test_scores_of_a_lane_are_its_16_bit_operand_of_p_v():
         assert place == 2 * (8 * half + 2 * lane + e)
 
 
+@pytest.mark.parametrize("sum_rows", [0, 8])
 @pytest.mark.parametrize("head_dim", HEAD_DIMS)
-def test_output_columns_are_the_stated_channels(head_dim):
-    image = TileImage(head_dim)
+def test_output_columns_are_the_stated_channels(head_dim, sum_rows):
+    image = TileImage(head_dim, sum_rows=sum_rows)
     channel_of_row = rows_of(image.v)
     for tile, lane, e in itertools.product(range(image.value_channels // 8), range(4), range(2)):
         channel = channel_of_row[8 * tile + 2 * lane + e]
@@ -167,8 +216,10 @@ def test_plain_evaluation_equals_cute():
 
     @cute.jit
     def trace():
-        for image in (TileImage(32), TileImage(128), TileImage(72, "float16", "int4")):
-            for layout in (image.k, image.v, image.scales, image.score_tokens, image.output_channels):
+        hopper = TileImage(72, "float16", "int8", 128, 8)
+        for image in (TileImage(32), TileImage(128), TileImage(72, "float16", "int4"), hopper):
+            ones = (image.ones,) if image.sum_rows else ()
+            for layout in (image.k, image.v, image.scales, image.score_tokens, image.output_channels, *ones):
                 made = layout.cute()
                 rows, columns = layout.extents()
                 assert cute.size(made) == rows * columns
@@ -188,5 +239,9 @@ def test_refusals():
         TileImage(64, keys="int2")
     with pytest.raises(ValueError, match="values float32 is not one of int8, float16"):
         TileImage(64, "float32")
+    with pytest.raises(ValueError, match="tokens 96 is not one of 64, 128"):
+        TileImage(64, tokens=96)
+    with pytest.raises(ValueError, match="sum_rows 1 is not one of 0, 8"):
+        TileImage(64, sum_rows=1)
     with pytest.raises(IndexError, match="outside"):
         TileImage(64).k(64, 0)

@@ -32,16 +32,16 @@ the other way, by a unit in the last place; of 8 bits that is one in a row's sum
 
 
 def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, device=generator.device)
 
 
 def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(shape, generator=generator) - 0.5
+    return torch.rand(shape, generator=generator, device=generator.device) - 0.5
 
 
 def _outliers(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
     """N(0, 1) with every 16th channel ten times as large and shifted, as K of real models has it."""
-    x = torch.randn(shape, generator=generator)
+    x = torch.randn(shape, generator=generator, device=generator.device)
     x[..., ::16] = 10 * x[..., ::16] + 5
     return x
 
@@ -79,9 +79,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
 
-def random_inputs(problem: Problem, kind: str, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k, v [B, H, S, D] of the problem's dtype, on the CPU."""
-    generator = torch.Generator().manual_seed(seed)
+def random_inputs(
+    problem: Problem, kind: str, seed: int, device: str | torch.device = "cpu"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, v [B, H, S, D] of the problem's dtype; another device's generator makes other numbers of the same seed."""
+    generator = torch.Generator(device).manual_seed(seed)
     dtype = getattr(torch, problem.dtype)
     q_shape = (problem.batch, problem.heads, problem.seq_q, problem.head_dim)
     k_shape = (problem.batch, problem.kv_heads, problem.seq_k, problem.head_dim)
@@ -121,8 +123,9 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
         *inputs,
         causal=problem.causal,
         recipe=recipe,
-        warp_rows=16 * tile.m_tiles,
+        warp_rows=tile.warp_rows,
         cta_rows=tile.rows,
+        tile_tokens=tile.tile_tokens,
     )
     exact, _ = reference.attention(*inputs, causal=problem.causal)
     figures: dict[str, Any] = {

@@ -52,5 +52,5 @@ def run(arguments: argparse.Namespace) -> int:
             for name, recipe in recipes().items()
             if supports(recipe, arch.name, replace(problem, dtype=recipe.dtypes[0]))
         ]
-        print(f"  {arch.name:8s} {', '.join(works) or 'none yet':51s} {arch.gpus}")
+        print(f"  {arch.name:8s} {', '.join(works) or 'none yet':66s} {arch.gpus}")
     return 0

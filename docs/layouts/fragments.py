@@ -10,7 +10,7 @@ from typing import Any
 import cutlass.cute as cute
 from cutlass import Float16, Float32
 
-from cute_attn.kernels.atoms import MmaInt8Op, ldmatrix_atom, mma_16bit_op
+from cute_attn.kernels.atoms import MmaInt8Op, ldmatrix_atom, mma_float_op
 from cute_attn.kernels.tile_image import StaticLayout
 
 from .tracing import while_tracing
@@ -33,7 +33,7 @@ class Mma:
 S8 = Mma("mma_s8", "mma.m16n8k32  s8 · s8 → s32", MmaInt8Op, 8)
 U8 = Mma("mma_u8", "mma.m16n8k32  u8 · s8 → s32", lambda: MmaInt8Op(a_unsigned=True), 8)
 S4 = Mma("mma_s4", "mma.m16n8k64  s4 · s4 → s32", MmaInt8Op, 4)
-F16 = Mma("mma_f16", "mma.m16n8k16  f16 · f16 → f32", lambda: mma_16bit_op(Float16, Float32), 16)
+F16 = Mma("mma_f16", "mma.m16n8k16  f16 · f16 → f32", lambda: mma_float_op(Float16, Float32), 16)
 
 MMAS = (S8, U8, S4, F16)
 """The compiler has no atom for s4. Its fragments are those of s8 byte for byte, two k in each: `_halved`."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cute_attn.arch import ARCHS
-from cute_attn.dispatch import attention_config, default_config, refusal
+from cute_attn.attention_kernels import attention_kernel
+from cute_attn.dispatch import default_config, refusal
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 from cute_attn.kernels.tile_image import TILE_TOKENS, TileImage
 from cute_attn.problem import Problem
@@ -28,8 +29,8 @@ HEAD_DIM = 128
 HEAD_DIMS = (64, 128, 256)
 """What budgets of registers are given for."""
 
-ARCH_NAMES = ("sm_80", "sm_89", "sm_90a", "sm_120a")
-"""sm_86 has the limits of sm_89."""
+ARCH_NAMES = ("sm_80", "sm_89", "sm_120a")
+"""sm_86 has the limits of sm_89; what runs on sm_90a are other kernels."""
 
 _LONG = 4096
 
@@ -38,7 +39,7 @@ def config_of(name: str, head_dim: int = HEAD_DIM, arch: str = "sm_80") -> Atten
     """The kernel that `attention` launches for a long sequence without a mask."""
     recipe, problem = recipes()[name], _problem(name, head_dim)
     tile = default_config(recipe, problem, ARCHS[arch])
-    return attention_config(recipe, head_dim, problem.dtype, False, tile, has_lse=False, out_align=16)
+    return attention_kernel(recipe, head_dim, problem.dtype, False, tile)[1]
 
 
 def _problem(name: str, head_dim: int) -> Problem:
