@@ -169,7 +169,7 @@ class AttentionSm90:
             "out_align": (16, 8, 4, 2),
             "warpgroups": (1, 2, 3),
             "stages": (1, 2, 3, 4, 5, 6, 7, 8),
-            "fma_eighths": range(9) if recipe is not None and recipe.image(16).values == "e4m3" else (0,),
+            "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") else (0,),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
