@@ -167,7 +167,7 @@ def _check_tiles(kv: QuantizedKeyValue, recipe: Recipe, arch: Arch, tile: AnyTil
     if kv.tile != layout:
         raise ValueError(
             f"k holds tiles of {kv.tile.tokens} tokens, the kernels of {arch.name} and {tile} read {layout.tokens}; "
-            f"quantise it with arch={arch.name!r}, or leave config out"
+            f"quantise it with the recipe of this call and arch={arch.name!r}, or leave config out"
         )
 
 

@@ -47,7 +47,7 @@ class Epilogue:
         channels: v_scale and v_mean, float32 [D] or None. Runs of channels are inside D or outside as a whole
 
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
-        its max (see `IntegerSoftmax`), and gets NaN: 0 · 1/0.
+        its max (see `IntegerSoftmax`), and gets NaN.
         """
         runs = out.shape[1] // self.image.output_run
         for r in range_constexpr(2 * self.m_tiles):
@@ -57,6 +57,7 @@ class Epilogue:
                 inverse, seen = Float32(0), self.bounds.key_limit(row) > 0
                 if seen:
                     inverse = cute.math.rcp(total, approx=True, ftz=True)
+                    inverse = inverse + (inverse - inverse)  # NaN if 1/0: shifted right, a negative O ends as -1
                 inverse = inverse + self._nan_if_not_finite(row)
                 for g in range_constexpr(cute.ceil_div(runs, 4)):
                     place = 4 * g + lane_index() % 4

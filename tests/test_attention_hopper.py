@@ -95,6 +95,18 @@ def test_tiles_of_another_chip():
     assert torch.equal(out, cute_attn.attention(q, k, v, arch="sm_90a", config=TileConfig()))
 
 
+def test_tiles_of_another_accumulator():
+    """There, float16 accumulators are those of the warp-MMA kernels, which read other tiles of the same formats."""
+    q, k, v = random_qkv((1, 2, 10, 64), (1, 1, 20, 64))
+    recipe = recipes()["int8_fp16"].replace(accumulate="float16")
+    quantised = cute_attn.quantize(q, k, v, recipe="int8_fp16", arch="sm_90a")
+    with pytest.raises(ValueError, match="quantise it with the recipe of this call"):
+        cute_attn.attention(*quantised, recipe=recipe, arch="sm_90a")
+    quantised = cute_attn.quantize(q, k, v, recipe=recipe, arch="sm_90a")
+    out = cute_attn.attention(*quantised, arch="sm_90a")
+    assert torch.equal(out, cute_attn.attention(q, k, v, recipe=recipe, arch="sm_90a"))
+
+
 @pytest.mark.parametrize("name", SERVED)
 @pytest.mark.parametrize("head_dim", range(16, 257, 8))
 def test_every_head_dim_has_a_tile_config(name, head_dim):
