@@ -70,8 +70,9 @@ def _bar(svg: Svg, name: str, kernel: AttentionSm90, x: float, y: float, unit: f
     for part in tile_parts(kernel):
         if part.what:
             begin = round(x + part.begin * unit, 1)
-            svg.text(begin + 8, y + _H / 2, part.what, size=11, anchor="start")
-            svg.text(begin, y + _H + 10, part.begin, size=9, fill=FAINT, anchor="start")
+            operand, _, what = part.what.partition(", ")
+            svg.text(begin + 8, y + _H / 2, operand, size=11, anchor="start", bold=True)
+            svg.text(begin, y + _H + 10, f"{part.begin}: {what}", size=9, fill=FAINT, anchor="start")
     step = image.tokens * (PLANE_BYTES_PER_ROW if isinstance(image, TileImage) else 128)
     end_of_k = next(part.end for part in tile_parts(kernel) if part.name == "K")
     for edge in range(step, end_of_k, step):
