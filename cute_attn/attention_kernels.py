@@ -54,8 +54,8 @@ def attention_kernel(
         return AttentionSm80, config
     from cute_attn.kernels.attention_sm90 import AttentionSm90, AttentionSm90Config
 
-    per_token = recipe.qk_scale == "token"
-    return AttentionSm90, AttentionSm90Config(**common, k_scale_per_token=per_token, warpgroups=tile.warpgroups)
+    own = {"k_scale_per_token": recipe.qk_scale == "token", "fma_eighths": tile.fma_eighths}
+    return AttentionSm90, AttentionSm90Config(**common, **own, warpgroups=tile.warpgroups)
 
 
 @functools.lru_cache(maxsize=1024)

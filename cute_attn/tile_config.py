@@ -46,7 +46,10 @@ class WarpgroupTileConfig:
     """Shape of one CTA's work in a warpgroup-MMA attention kernel (sm_90a); its KV tiles have 128 tokens.
 
     warpgroups: consumer warpgroups of a CTA, each with 64 rows of Q; one more warp loads for them
-    stages:     KV tiles in shared memory: those in use and those on their way
+    stages:     KV tiles in shared memory: those in use and those on their way. Of unquantised recipes K and V of a tile
+                take a stage each
+    fma_eighths: of every eight 2^x of P in E4M3, how many the FMA pipe computes (within 0.18 %, where E4M3 rounds by up
+                to 6 %) so that the XU pipe has fewer; 0 for other formats
 
     Raises ValueError for sizes that no kernel could have.
     """
@@ -57,9 +60,10 @@ class WarpgroupTileConfig:
 
     warpgroups: int = 3
     stages: int = 2
+    fma_eighths: int = 0
 
     def __post_init__(self) -> None:
-        _check(self, warpgroups=(1, 2, 3), stages=(1, 2, 3, 4))
+        _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
 
     @property
     def rows(self) -> int:

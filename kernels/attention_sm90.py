@@ -50,7 +50,8 @@ class AttentionSm90Config:
     causal:    query i sees keys up to i + seq_k - seq_q
     has_lse:   whether the log-sum-exp is written
     out_align: alignment in bytes of every row of the output, 16, 8, 4 or 2: the width of its stores
-    warpgroups, stages: consumer warpgroups of 64 query rows per CTA, KV tiles in shared memory
+    warpgroups, stages: consumer warpgroups of 64 query rows per CTA, KV tiles in shared memory; in recipes fp16 and
+               bf16, whose K and V take turns, tiles of K or V
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2: half of the 50 MB of an H100,
                whose other half is far
     recipe, accumulate: as of cute_attn.Recipe
@@ -82,14 +83,15 @@ class AttentionSm90:
     """out = softmax(softmax_scale · q kᵀ) v by warpgroup MMAs, from operands in the recipe's formats.
 
     A CTA owns 64·`warpgroups` query rows of one head and walks that head's KV tiles of 128 tokens from the last to the
-    first. One thread brings the tiles; each consumer warpgroup has 64 rows and plays all other roles in turn. The
+    first. One warp brings the tiles; each consumer warpgroup has 64 rows and plays all other roles in turn. The
     warpgroups are not in step: while one waits for its MMAs, the softmax of the others keeps the other pipes busy.
 
     Warp roles
-        producer   one thread of the last warpgroup: `KvRing.produce`, one bulk copy a tile, up to `stages` ahead
+        producer   one warp of the last warpgroup: `KvRing.produce` from `recipe.source`, up to `stages` ahead: one bulk
+                   copy a tile image (`TileImages`), a TMA copy for 64 channels of K or V (`TensorTiles`)
         consumers  load      `load_queries`, once
-                   mma       `WarpgroupScores.multiply` (S = Q·Kᵀ), `WarpgroupSoftmax.accumulate` (O += P·V and P·1)
-                   softmax   `WarpgroupScores.dequantise`, `ScoreMask`, `WarpgroupSoftmax.update`, `.probabilities`
+                   mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, P·1)
+                   softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update`, `.probabilities`
                    epilogue  `Epilogue.store_output`, `Epilogue.store_lse`
     A warp's share of its warpgroup's rows is 16; what a lane holds is what it holds of an m16n8 MMA.
 
@@ -115,7 +117,7 @@ class AttentionSm90:
     To the tensor cores a plane of 32 bytes a row is a K-major operand with the 32-byte swizzle: every eight rows are
     256 bytes, and a plane is the k of one instruction. Neither Q, K nor V is ever read by a thread.
 
-    One KV tile of recipe int8_fp8 (the others: `_FORMATS` here and in softmax_warpgroup)
+    One KV tile of recipe int8_fp8 (the others: `WARPGROUP_RECIPES`)
         wait            the tile has arrived
         S = Q·Kᵀ        4 IGMMA, both operands from shared memory; then wait for them
         maximum         half a VIMNMX3 a score, of the integers
@@ -131,6 +133,10 @@ class AttentionSm90:
     What bounds it, in cycles of a sub-partition per 32 scores: the tensor pipe 8.25, the XU pipe 8.0 (2^x alone), issue
     6.5 slots, and what a warp waits for in between: three warps a sub-partition take turns. Registers are the other
     bound: three warpgroups leave 160 a thread, of which O, PV and P take 152.
+
+    Recipes fp16 and bf16 read the caller's K and V as they are (`SwizzledTile`): no permutations, V MN-major, no rows
+    of ones, O summed in place. K and V take turns in the ring, so that K's stage is free as soon as S is there. Row
+    sums are additions of the rounded P. The tensor pipe, 16 cycles per 32 scores, is what bounds them.
     """
 
     def __init__(self, config: AttentionSm90Config):
@@ -154,17 +160,24 @@ class AttentionSm90:
     values of more than 192 channels are spilled by both, at level 3 two registers of tiles with a mask.
     """
 
+    @property
+    def keeps_shared_address(self) -> bool:
+        """Whether shared memory's address is in a register, which saves up to a quarter of a slot per 32 scores.
+
+        Beside sums of one tile and the causal limit there is none left: ptxas would make every score twice there.
+        """
+        return not (self.config.causal and self.config.accumulate == "float32+float32")
+
     @staticmethod
     def can_implement(config: AttentionSm90Config) -> str | None:
         """None, or why there is no kernel of this configuration."""
-        recipe = WARPGROUP_RECIPES.get(config.recipe)
         allowed: dict[str, tuple[Any, ...]] = {
             "recipe": tuple(WARPGROUP_RECIPES),
             "out_dtype": tuple(_OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
             "warpgroups": (1, 2, 3),
             "stages": (1, 2, 3, 4, 5, 6, 7, 8),
-            "fma_eighths": range(9) if recipe is not None and recipe.image(16).values == "e4m3" else (0,),
+            "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") else (0,),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
@@ -284,7 +297,8 @@ class AttentionSm90:
                 seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
-            shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)
+            if const_expr(self.keeps_shared_address):
+                shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)
             ring = self.ring(shared)
             if cute.arch.thread_idx()[0] == 0:
                 ring.initialise(self.consumers // 32)

@@ -7,7 +7,6 @@ from typing import Any
 
 from cutlass import BFloat16, Float16
 
-from .operand_planes import PLANE_BYTES_PER_ROW
 from .tile_image import StaticLayout
 
 __all__ = ["BLOCK_CHANNELS", "SwizzledTile"]
@@ -46,9 +45,14 @@ class SwizzledTile:
         return -(-self.head_dim // BLOCK_CHANNELS)
 
     @property
+    def key_dims(self) -> int:
+        """D rounded up to whole steps of 16 of the MMA's k."""
+        return -(-self.head_dim // 16) * 16
+
+    @property
     def key_bytes(self) -> int:
-        """Bytes of a row of Q in its planes (`operand_planes`), whole steps of 16 of the MMA's k."""
-        return -(-2 * self.head_dim // PLANE_BYTES_PER_ROW) * PLANE_BYTES_PER_ROW
+        """Bytes of a row of Q in its planes (`operand_planes`)."""
+        return 2 * self.key_dims
 
     @property
     def value_channels(self) -> int:

@@ -1,7 +1,7 @@
 """Static cost of P and V in E4M3 on the warp-MMA family: sm_89 and sm_120a.
 
-SageAttention's kernels take 12.4 slots (FP32+FP32) and 14.8 with spills (FP16+FP32) on sm_89. Their tensor cores
-take 48 and 32 cycles for 32 scores of head dim 128, and as many again for the row sums as 1/32 of that: no slot counts.
+SageAttention's kernels take 12.4 slots (FP32+FP32) and 14.8 with spills (FP16+FP32) on sm_89. The tensor cores of these
+chips take 50 and 34 cycles for 32 scores of head dim 128, row sums included: they are what bounds the kernels.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def test_slots_on_sm_120a(name, accumulate):
     """16-row warps; there one instruction, FHADD, adds a float16 to a float32."""
     recipe = recipes()[name].replace(accumulate=accumulate)
     kernel = default_report("sm_120a", 128, True, recipe=recipe)
-    assert kernel.steady.slots["fast"] <= 13.1
+    assert kernel.steady.slots["fast"] <= 13.2
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
     assert [loop.spills for loop in kernel.loops] == [0, 0]
 

@@ -40,6 +40,24 @@ def test_head_dim_128(name, causal):
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
 
 
+@pytest.mark.parametrize("name", ["int8_fp8", "fp8"])
+def test_exponentials_on_the_fma_pipe(name):
+    """Two of eight: 2 of 8 cycles of the XU pipe for at most 1.4 slots, and no more registers."""
+    kernel = attention_report(name, causal=True, fma_eighths=2)
+    assert kernel.steady.floors["xu"] == 6.0
+    assert kernel.steady.slots["fast"] <= SLOTS[name] + 1.4
+    assert [waits(loop) for loop in kernel.loops] == [2, 2]
+    assert kernel.local_instructions == 0
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_tiles_with_a_mask(causal):
+    """A comparison and a selection a score, and maxima of floats instead of integers, two at a time."""
+    masked = max(attention_report("int8_fp8", causal=causal).loops, key=lambda loop: loop.slots["fast"])
+    assert masked.slots["fast"] <= 9.0
+    assert masked.spills == 0
+
+
 @pytest.mark.parametrize("name", SLOTS)
 @pytest.mark.parametrize("head_dim", [64, 96])
 def test_smaller_head_dims(name, head_dim):

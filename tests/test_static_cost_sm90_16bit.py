@@ -20,7 +20,7 @@ DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 def attention_report(name: str, head_dim: int, **changes) -> KernelReport:
     config = AttentionSm90Config(head_dim, recipe=name, accumulate="float32", out_dtype=DTYPES[name], **changes)
     image = AttentionSm90(config).image
-    (kernel,) = report(jit.build(AttentionSm90, config, "sm_90a"), image.key_steps * 16, image.value_rows)
+    (kernel,) = report(jit.build(AttentionSm90, config, "sm_90a"), image.key_dims, image.value_channels)
     assert len(kernel.loops) == 2  # tiles that need a mask, and the steady loop
     assert [waits(loop) for loop in kernel.loops] == [2, 2]
     assert kernel.local_instructions == 0

@@ -66,8 +66,7 @@ def program_of(name: str, head_dim: int = HEAD_DIM) -> Program:
 @cache
 def kernel_report(name: str, head_dim: int) -> KernelReport:
     image = kernel_of(name, head_dim).image
-    dims = image.key_dims if isinstance(image, TileImage) else image.key_bytes // 2
-    (kernel,) = report(program_of(name, head_dim), dims, image.value_channels)
+    (kernel,) = report(program_of(name, head_dim), image.key_dims, image.value_channels)
     return kernel
 
 
