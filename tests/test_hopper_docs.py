@@ -207,6 +207,16 @@ def test_a_tile_waits_for_its_products_and_spills_nothing(name: str, head_dim: i
 
 
 @pytest.mark.parametrize(("name", "head_dim"), COMPILED)
+def test_what_bounds_a_tile(name: str, head_dim: int) -> None:
+    """2^x takes 8 cycles of the XU pipe, which has nothing else to do; the tensor pipe more, from head dim 128 on."""
+    steady = kernel_report(name, head_dim).steady
+    assert steady is not None
+    assert steady.floors["xu"] == 8.0
+    largest = steady.floors["tensor" if head_dim >= 128 else "xu"]
+    assert largest == max(steady.slots["fast"], *steady.floors.values())
+
+
+@pytest.mark.parametrize(("name", "head_dim"), COMPILED)
 def test_barriers_count_what_arrives(name: str, head_dim: int) -> None:
     config, found = kernel_of(name, head_dim).config, barriers(name, head_dim)
     assert found.full == (1,) * config.stages
@@ -234,6 +244,12 @@ def test_the_timeline_is_that_of_a_ring() -> None:
         assert copy.end <= min(use.begin for use in uses)
         last_use[copy.stage] = max(use.end for use in uses)
     assert len(seen.producer) == trace.TILES - config.stages
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_three_warpgroups_as_far_as_the_page_says(name: str) -> None:
+    most = 128 if name in QUANTISED else 160
+    assert [kernel_of(name, head_dim).config.warpgroups for head_dim in (most, most + 8)] == [3, 2]
 
 
 def test_what_the_warpgroup_mmas_do_not_serve() -> None:

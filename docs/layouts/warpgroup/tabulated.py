@@ -155,6 +155,9 @@ def waits(loop: LoopReport) -> int:
     return sum(instruction.opcode.startswith("WARPGROUP.DEPBAR") for instruction in loop.instructions)
 
 
+_PIPES = {"xu": "XU", "alu": "ALU", "fma": "FMA", "lsu": "LSU"}
+
+
 def cost_table() -> str:
     rows = []
     for name in NAMES:
@@ -163,11 +166,11 @@ def cost_table() -> str:
             steady = kernel.steady
             assert steady is not None
             floors = steady.floors
-            largest = max(floors, key=floors.__getitem__)
-            bound = largest if floors[largest] > steady.slots["fast"] else "issue"
+            most = max(steady.slots["fast"], *floors.values())
+            bound = [_PIPES.get(pipe, pipe) for pipe, cycles in floors.items() if cycles == most] or ["issue"]
             cells = (f"{floors[pipe]:.2f}" for pipe in ("tensor", "xu", "alu", "fma"))
             rows.append((f"`{name}`", head_dim, f"{steady.slots['fast']:.2f}", f"{steady.slots['all']:.2f}", *cells,
-                         bound, waits(steady), kernel.highest_register, steady.spills))  # fmt: skip
+                         ", ".join(bound), waits(steady), kernel.highest_register, steady.spills))  # fmt: skip
     head = ("recipe", "D", "slots", "with rescaling", "tensor", "XU", "ALU", "FMA", "largest", "waits",
             "highest register", "spills")  # fmt: skip
     return table(head, rows)
