@@ -1,8 +1,8 @@
-"""Writes the figures and tables of docs/int8_layouts.md from the objects that the kernels use. No GPU is needed.
+"""Writes the figures and tables of docs/int8_layouts.md and docs/hopper.md from the objects that the kernels use.
 
 python docs/make_layouts.py [--check]
 
-With --check nothing is written; the exit status says whether page and figures are what would be.
+No GPU is needed. With --check nothing is written; the exit status says whether pages and figures are what would be.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from pathlib import Path
 
 os.environ["CUTE_DSL_LINEINFO"] = "1"  # before cutlass is imported: instructions are told by the line that made them
 
-from layouts.page import FIGURES, filled
+from layouts.int8_page import INT8
+from layouts.warpgroup.page import HOPPER
 
 DOCS = Path(__file__).resolve().parent
-PAGE = DOCS / "int8_layouts.md"
+PAGES = (INT8, HOPPER)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="compare, and write nothing")
     arguments = parser.parse_args()
-    made = {PAGE: filled(PAGE.read_text(encoding="utf-8"))}
-    made |= {DOCS / "figures" / f"{name}.svg": draw().render() for name, draw in FIGURES.items()}
+    made = {DOCS / page.file: page.filled((DOCS / page.file).read_text(encoding="utf-8")) for page in PAGES}
+    for page in PAGES:
+        made |= {DOCS / "figures" / f"{name}.svg": draw().render() for name, draw in page.figures.items()}
     stale = [path for path, text in made.items() if not path.exists() or path.read_text(encoding="utf-8") != text]
     stale += [path for path in (DOCS / "figures").glob("*.svg") if path not in made]
     if not arguments.check:

@@ -15,9 +15,7 @@ from cute_attn.kernels.tile_image import StaticLayout
 
 from .tracing import while_tracing
 
-__all__ = ["F16", "MMAS", "S4", "S8", "U8", "Fragment", "Mma", "fragments", "ldmatrix_layouts"]
-
-LANES = 32
+__all__ = ["F16", "MMAS", "S4", "S8", "U8", "Fragment", "Mma", "fragments", "ldmatrix_layouts", "static"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ MMAS = (S8, U8, S4, F16)
 
 @dataclass(frozen=True)
 class Fragment:
-    """One operand of an MMA, spread over a warp.
+    """One operand of an MMA, spread over a warp, or over the threads of a warpgroup.
 
     shape:  (m, k) of A, (n, k) of B, (m, n) of C
     layout: (lane, value) -> index in that shape, first mode fastest, as the atom states it
@@ -74,10 +72,11 @@ class Fragment:
 
     def owners(self) -> dict[tuple[int, int], tuple[int, int]]:
         """The inverse of `place`: coordinate -> (lane, value)."""
-        return {self.place(lane, value): (lane, value) for lane in range(LANES) for value in range(self.values)}
+        lanes = range(self.layout.extents()[0])
+        return {self.place(lane, value): (lane, value) for lane in lanes for value in range(self.values)}
 
 
-def _static(layout: Any) -> StaticLayout:
+def static(layout: Any) -> StaticLayout:
     """A layout of the DSL, whose numbers are all known, in ours."""
     return StaticLayout(layout.shape, layout.stride)
 
@@ -99,7 +98,7 @@ def fragments(mma: Mma) -> dict[str, Fragment]:
 
     def read() -> Any:
         atom = cute.make_mma_atom(mma.make())
-        return atom.shape_mnk, *(_static(layout) for layout in (atom.tv_layout_A, atom.tv_layout_B, atom.tv_layout_C))
+        return atom.shape_mnk, *(static(layout) for layout in (atom.tv_layout_A, atom.tv_layout_B, atom.tv_layout_C))
 
     (m, n, k), a, b, c = while_tracing(read)
     if mma.bits == 4:
@@ -117,6 +116,6 @@ def ldmatrix_layouts(transpose: bool) -> tuple[StaticLayout, StaticLayout]:
 
     def read() -> Any:
         atom = ldmatrix_atom(Float16, transpose=transpose)
-        return _static(atom.layout_src_tv), _static(atom.layout_dst_tv)
+        return static(atom.layout_src_tv), static(atom.layout_dst_tv)
 
     return while_tracing(read)

@@ -13,7 +13,7 @@ from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 
 from .tracing import while_tracing
 
-__all__ = ["RegisterTensor", "register_tensors"]
+__all__ = ["RegisterTensor", "described", "register_tensors"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class RegisterTensor:
     registers: int
 
 
-def _described(name: str, tensor: cute.Tensor) -> RegisterTensor:
+def described(name: str, tensor: cute.Tensor) -> RegisterTensor:
     element = tensor.element_type
     layout = str(tensor.layout)
     registers = -(-cute.size(tensor) * element.width // 32)
@@ -61,6 +61,6 @@ def register_tensors(config: AttentionConfig) -> dict[str, RegisterTensor]:
                 value = getattr(part, field.name)
                 if isinstance(value, cute.Tensor) and not any(value is tensor for tensor in state.values()):
                     state[owner + field.name if field.name in state else field.name] = value
-        return [_described(name, tensor) for name, tensor in state.items()]
+        return [described(name, tensor) for name, tensor in state.items()]
 
     return {tensor.name: tensor for tensor in while_tracing(one_tile)}

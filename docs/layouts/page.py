@@ -1,70 +1,36 @@
-"""What docs/make_layouts.py writes: figures by file name, and the parts of the page between its markers."""
+"""A page of the documentation that is partly generated: figures by file name, and the parts between its markers."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
-from . import tabulated
-from .draw_banks import draw_banks
-from .draw_budgets import draw_registers
-from .draw_fragments import draw_mma
-from .draw_loop import draw_loop
-from .draw_permutations import draw_channels, draw_tokens
-from .draw_ring import draw_ring, draw_split
-from .draw_tiles import draw_tiles
-from .fragments import MMAS, Mma, fragments
-from .passports import global_passports, register_passports, shared_passports
 from .svg import Svg
-from .tiles import HEAD_DIM
 
-__all__ = ["FIGURES", "PARTS", "drawn_mmas", "filled"]
-
-
-def drawn_mmas() -> list[Mma]:
-    """One MMA of each set of fragments: u8 · s8 has those of s8 · s8."""
-    first: dict[tuple, Mma] = {}
-    for mma in MMAS:
-        first.setdefault((mma.bits, *(fragment.layout for fragment in fragments(mma).values())), mma)
-    return list(first.values())
+__all__ = ["Page"]
 
 
-FIGURES: dict[str, Callable[[], Svg]] = {
-    **{mma.name: lambda mma=mma: draw_mma(mma) for mma in drawn_mmas()},
-    "banks": lambda: draw_banks(HEAD_DIM),
-    "tokens": lambda: draw_tokens(HEAD_DIM),
-    "channels": lambda: draw_channels(HEAD_DIM),
-    "tiles": draw_tiles,
-    "ring": lambda: draw_ring((2, 3)),
-    "split": draw_split,
-    "registers": draw_registers,
-    "loop": draw_loop,
-}
+@dataclass(frozen=True)
+class Page:
+    """file: a Markdown file in docs/; figures: by name, docs/figures/`name`.svg; parts: by name, Markdown."""
 
-PARTS: dict[str, Callable[[], str]] = {
-    "global": global_passports,
-    "shared": shared_passports,
-    "registers": register_passports,
-    "fragments": tabulated.fragment_table,
-    "banks": tabulated.bank_table,
-    "copies": tabulated.copy_table,
-    "register budget": tabulated.register_table,
-    "shared budget": tabulated.shared_table,
-    "padding": tabulated.padding_table,
-    "mmas": tabulated.mma_table,
-    "main loop": tabulated.loop_tables,
-}
+    file: str
+    figures: dict[str, Callable[[], Svg]]
+    parts: dict[str, Callable[[], str]]
 
+    def filled(self, text: str) -> str:
+        """The page's text with every part made anew.
 
-def filled(page: str) -> str:
-    """The page with every part made anew. Raises KeyError for a marker without a part, or a part without a marker."""
-    seen = []
+        Raises KeyError for a marker without a part, or a part without a marker.
+        """
+        seen = []
 
-    def part(match: re.Match[str]) -> str:
-        seen.append(match[1])
-        return f"<!-- begin: {match[1]} -->\n\n{PARTS[match[1]]()}\n\n<!-- end -->"
+        def part(match: re.Match[str]) -> str:
+            seen.append(match[1])
+            return f"<!-- begin: {match[1]} -->\n\n{self.parts[match[1]]()}\n\n<!-- end -->"
 
-    page = re.sub(r"<!-- begin: ([\w ]+) -->\n.*?<!-- end -->", part, page, flags=re.DOTALL)
-    if missing := [name for name in PARTS if name not in seen]:
-        raise KeyError(f"the page has no place for {', '.join(missing)}")
-    return page
+        text = re.sub(r"<!-- begin: ([\w ]+) -->\n.*?<!-- end -->", part, text, flags=re.DOTALL)
+        if missing := [name for name in self.parts if name not in seen]:
+            raise KeyError(f"{self.file} has no place for {', '.join(missing)}")
+        return text

@@ -17,8 +17,8 @@ class _Read(Exception):
     """Ends a trace of which nothing is to be compiled."""
 
 
-def while_tracing(read: Callable[[], Facts]) -> Facts:
-    """What ``read`` returns when it is called inside of a kernel that is being traced."""
+def while_tracing(read: Callable[[], Facts], arch: str = "sm_80") -> Facts:
+    """What ``read`` returns when it is called inside of a kernel that is being traced for ``arch``."""
     found: list[Facts] = []
 
     @cute.kernel
@@ -31,5 +31,5 @@ def while_tracing(read: Callable[[], Facts]) -> Facts:
         raise _Read
 
     with contextlib.suppress(_Read):
-        cute.compile(host)
+        cute.compile(host, options=f"--gpu-arch {arch}")
     return found[0]

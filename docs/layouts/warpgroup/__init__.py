@@ -1,0 +1,1 @@
+"""docs/hopper.md: the warpgroup-MMA kernels of sm_90a."""
