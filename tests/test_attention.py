@@ -379,7 +379,7 @@ def test_any_shape_and_unusual_inputs(device, shape, head_dim, causal, kind, see
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
 def test_rows_whose_scores_are_too_large_are_nan_as_a_whole(arch, monkeypatch):
-    """Integer sums that were shifted down to nothing leave 0, or -1 where they were negative: no infinities of those."""
+    """Integer sums that were shifted down to nothing leave 0, or -1 where they were negative: no infinity of those."""
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
     q, k, v = random_qkv((1, 1, 40, 64), (1, 1, 140, 64))
     out, lse = cute_attn.attention(q, k, v, recipe="int8", softmax_scale=2e6, return_lse=True, arch=arch)
