@@ -45,14 +45,14 @@ class LogLinearSoftmax(WarpgroupSoftmax):
     def _integer_line(self, r: int, factor: Float32) -> tuple[Int32, Int32, Int32]:
         """Of integer scores s: byte = min(max(s + offset, 0), limit)·slope >> 24, at any factor and bias.
 
-        slope:  rounded up, which moves a byte by |s|·2^-24 < 1/4 at most, capped where a step of s is a whole byte
-                range and the largest s alone counts
+        slope:  rounded to nearest, but not to 0, which moves a byte by less than |s|·2^-25, 1/8 for the largest s of
+                head dim 256; capped where a step of s is a whole byte range and the largest s alone counts
         offset: of that slope, rounded up: the largest s of a row has s + offset >= 1, so that no row vanishes. Moves
                 bytes by less than slope·2^-24, a step of s, which is small beside the rounding of Q and K to INT8
         limit:  limit·slope < 127·2^24, whatever was rounded before
         No sum wraps: s + offset <= 2^31·126.5/128 where a row covers s, and offset >= -2^30 is small enough for 0.
         """
-        scaled = factor * _UNIT
+        scaled = cute.arch.fmax(cute.math.fma(factor, Float32(_UNIT), Float32(-0.5)), Float32(0.5))
         slope = ceil_to_int(cute.arch.fmin(scaled, Float32(_LARGEST_BYTE * _ONE)))
         inverse = cute.math.rcp(cute.arch.fmax(slope.to(Float32), scaled), approx=True, ftz=True)
         at_zero = cute.math.fma(self.bias[r], Float32(_UNIT), Float32(_OFFSET * _UNIT + _ONE / 2))
