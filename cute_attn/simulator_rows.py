@@ -171,7 +171,7 @@ class _E4M3TwoLevels(_E4M3, _TwoLevels):
 class _E4M3Line(_E4M3):
     """exponent "fast": P's byte is 8·(x + 7) less a mean of what log2(1 + f) has more than f, rounded, in 0…126.
 
-    Of integer scores the kernel computes it in integers, within 1/64 of a byte where scores are below 2^17.
+    Of integer scores the kernel has it in fixed point, some hundredths of a byte away before it is rounded.
     """
 
     offset = 6.9425

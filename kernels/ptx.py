@@ -17,10 +17,10 @@ __all__ = [
     "ceil_to_int",
     "cp_async_zfill",
     "exp2_on_fma",
-    "mma_int4",
-    "multiply_f16x2",
     "log_linear_e4m3",
     "log_linear_e4m3_of_integers",
+    "mma_int4",
+    "multiply_f16x2",
     "opaque",
     "pack_bf16x2",
     "pack_bytes_e4m3",
@@ -139,10 +139,10 @@ def log_linear_e4m3(y: list[Float32], factor: Float32, offset: Float32) -> Int32
     The saturating FFMA clamps (NaN, too, becomes 0), the next rounds: in the last place of 2^23 … 2^24 float32 counts
     in ones. Three PRMT gather the low bytes.
     """
-    text = "{.reg .f32 a, b, c, d; .reg .b32 i, j, k, l; "
-    for place, name in enumerate("abcd"):
-        text += f"fma.rn.sat.ftz.f32 {name}, ${1 + place}, $5, $6; fma.rn.ftz.f32 {name}, {name}, 0f43000000, 0f4B000000; "
-        text += f"mov.b32 {'ijkl'[place]}, {name}; "
+    text = "{.reg .f32 x; .reg .b32 i, j, k, l; "
+    for place, name in enumerate("ijkl"):
+        text += f"fma.rn.sat.ftz.f32 x, ${1 + place}, $5, $6; "
+        text += f"fma.rn.ftz.f32 x, x, 0f43000000, 0f4B000000; mov.b32 {name}, x; "
     text += "prmt.b32 i, i, j, 0x40; prmt.b32 k, k, l, 0x40; prmt.b32 $0, i, k, 0x5410;}"
     return Int32(_asm(T.i32(), text, [*y, factor, offset], "=r,f,f,f,f,f,f"))
 

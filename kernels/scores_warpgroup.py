@@ -91,7 +91,9 @@ class WarpgroupScores:
 
     @cute.jit
     def dequantise(self, sums: cute.Tensor, stage: Int32, mask: Any) -> Any:
-        """Scores y, float32 or int32 ((2,2), n8 tile), this lane's largest in each row, and each row's factor to base 2.
+        """Scores y, float32 ((2,2), n8 tile), this lane's largest in each row, and each row's factor to base 2.
+
+        With `keeps_integers` y are int32 where they can be.
 
         mask: ScoreMask, or None where every key counts
         """

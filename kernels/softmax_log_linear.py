@@ -47,8 +47,9 @@ class LogLinearSoftmax(WarpgroupSoftmax):
 
         slope:  rounded to nearest, but not to 0, which moves a byte by less than |s|·2^-25, 1/8 for the largest s of
                 head dim 256; capped where a step of s is a whole byte range and the largest s alone counts
-        offset: of that slope, rounded up: the largest s of a row has s + offset >= 1, so that no row vanishes. Moves
-                bytes by less than slope·2^-24, a step of s, which is small beside the rounding of Q and K to INT8
+        offset: of that slope, rounded up: the largest s of a row has s + offset >= 1, so that no row vanishes (of
+                scores up to 2^25 in base 2). Moves bytes by a step of s, slope·2^-24, at most, which is small beside
+                the rounding of Q and K to INT8, and by 1/64 for every 2^13 that a score in base 2 has
         limit:  limit·slope < 127·2^24, whatever was rounded before
         No sum wraps: s + offset <= 2^31·126.5/128 where a row covers s, and offset >= -2^30 is small enough for 0.
         """
