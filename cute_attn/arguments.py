@@ -18,6 +18,7 @@ __all__ = [
     "check_key_value",
     "check_layout",
     "check_out",
+    "refused",
     "resolve_arch",
     "same_device",
 ]
@@ -132,6 +133,13 @@ def _checked_arch(arch: Arch, device: torch.device) -> Arch:
                 f"use arch=None or {arch_for_capability(capability).name!r}"
             )
     return arch
+
+
+def refused(reason: str, arch: str | None, tensor: torch.Tensor) -> NotImplementedError:
+    """The error for a call without a kernel; on CPU tensors it says that another target may be asked for."""
+    if arch is None and not tensor.is_cuda:
+        reason += f" (on CPU tensors arch=None is {EMULATOR_ARCH!r}; pass another to run its kernels on the emulator)"
+    return NotImplementedError(reason)
 
 
 def resolve_arch(arch: str | None, tensor: torch.Tensor) -> Arch:

@@ -17,6 +17,7 @@ from cute_attn.arguments import (
     check_key_value,
     check_layout,
     check_out,
+    refused,
     resolve_arch,
     same_device,
 )
@@ -91,7 +92,7 @@ def attention(
     _same_device(queries, keys, values, lengths, out)
     target = resolve_arch(arch, _memory(queries))
     if reason := dispatch.refusal(chosen, target, problem, config):
-        raise NotImplementedError(reason)
+        raise refused(reason, arch, _memory(queries))
     tile = config or dispatch.default_config(chosen, problem, target)
     if isinstance(keys, QuantizedKeyValue):
         _check_tiles(keys, chosen, target, tile)

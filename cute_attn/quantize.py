@@ -8,7 +8,7 @@ import torch
 
 from cute_attn import kernel_calls
 from cute_attn.arch import Arch
-from cute_attn.arguments import check_input, check_key_lengths, check_key_value, resolve_arch, same_device
+from cute_attn.arguments import check_input, check_key_lengths, check_key_value, refused, resolve_arch, same_device
 from cute_attn.dispatch import image_layout, quantizer_refusal
 from cute_attn.quantized import Quantized, QuantizedKeyValue, QuantizedQuery
 from cute_attn.recipe import Recipe, as_recipe
@@ -69,7 +69,7 @@ def quantize_key_value(
         raise ValueError(f"k has shape {tuple(k.shape)} as [B, H, S, D]; there is nothing to quantise")
     target = resolve_arch(arch, k)
     if reason := quantizer_refusal(recipe, target, k.shape):
-        raise NotImplementedError(reason)
+        raise refused(reason, arch, k)
     layout = image_layout(recipe, k.shape[3], target)
     return checked_key_value(k, v, recipe, layout, target, None if lengths is None else lengths.clone())
 
@@ -112,7 +112,7 @@ def quantize_query(
         raise TypeError(f"q is {q.dtype} and kv was quantised from {kv.dtype}; convert one of them")
     target = resolve_arch(arch, q)
     if reason := quantizer_refusal(kv.recipe, target, q.shape):
-        raise NotImplementedError(reason)
+        raise refused(reason, arch, q)
     return checked_query(q, kv, keys, target)
 
 

@@ -184,8 +184,9 @@ class AttentionSm90:
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
         for field, values in allowed.items():
-            if getattr(config, field) not in values:
-                return f"{field}={getattr(config, field)!r} is not one of {', '.join(map(str, values))}"
+            if (value := getattr(config, field)) not in values:
+                given = f" with recipe={config.recipe!r}" if field in ("exponent", "fma_eighths") else ""
+                return f"{field}={value!r}{given} is not one of {', '.join(map(str, values))}"
         if config.accumulate != (expected := WARPGROUP_RECIPES[config.recipe].accumulate):
             return f"accumulate={config.accumulate!r} is not {expected}, which recipe={config.recipe!r} needs"
         registers = _CONSUMER_REGISTERS[config.warpgroups]

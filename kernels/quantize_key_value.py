@@ -86,7 +86,7 @@ class KeyValueTiles:
 
     The image is put together in shared memory, so that global memory sees 16-byte reads (`in_align` permitting) and
     contiguous 16-byte writes, each byte once. K waits in registers for the scales of its groups: at most 64 of them,
-    for which CTAs have 256 threads from head dim 136 on.
+    for which CTAs have up to 512 threads.
     """
 
     def __init__(self, config: TilesConfig):
