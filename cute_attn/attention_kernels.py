@@ -54,8 +54,13 @@ def attention_kernel(
         return AttentionSm80, config
     from cute_attn.kernels.attention_sm90 import AttentionSm90, AttentionSm90Config
 
-    own = {"k_scale_per_token": recipe.qk_scale == "token", "fma_eighths": tile.fma_eighths}
-    return AttentionSm90, AttentionSm90Config(**common, **own, warpgroups=tile.warpgroups)
+    own = {
+        "k_scale_per_token": recipe.qk_scale == "token",
+        "exponent": recipe.exponent,
+        "fma_eighths": tile.fma_eighths,
+        "warpgroups": tile.warpgroups,
+    }
+    return AttentionSm90, AttentionSm90Config(**common, **own)
 
 
 @functools.lru_cache(maxsize=1024)

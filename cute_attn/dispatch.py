@@ -67,6 +67,7 @@ _E4M3_MMA = ("sm_89", "sm_120a")
 # Warpgroup MMAs exist on Hopper alone. There, nothing adds what smoothing Q takes off the scores, and sums are float32.
 _WGMMA = ("sm_90a",)
 _NO_DELTA = ("smooth_q", (False,))
+_NO_LINE = ("exponent", ("exact",))
 
 
 def _accumulates_in(accumulator: str) -> tuple[str, tuple[object, ...]]:
@@ -82,8 +83,8 @@ _FAMILIES = (
     _Family(WarpgroupTileConfig, "bfloat16", "bfloat16", _WGMMA),
     _Family(TileConfig, "int8", "int8", _WARP_MMA),
     _Family(TileConfig, "int8", "float16", _WARP_MMA),
-    _Family(TileConfig, "int8", "e4m3", _E4M3_MMA),
-    _Family(TileConfig, "e4m3", "e4m3", _E4M3_MMA),
+    _Family(TileConfig, "int8", "e4m3", _E4M3_MMA, only=(_NO_LINE,)),
+    _Family(TileConfig, "e4m3", "e4m3", _E4M3_MMA, only=(_NO_LINE,)),
     _Family(TileConfig, "int4", "int8", _INT4_MMA),
     _Family(TileConfig, "int4", "float16", _INT4_MMA),
     _Family(TileConfig, "float16", "float16", _WARP_MMA),

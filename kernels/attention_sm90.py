@@ -20,7 +20,7 @@ from .scores_warpgroup import SMALLEST_FACTOR
 from .sequence import SequenceBounds
 from .softmax_warpgroup import value_parts
 from .warpgroup_mma import ROWS
-from .warpgroup_recipes import TILE_TOKENS, WARPGROUP_RECIPES
+from .warpgroup_recipes import LOG_LINEAR_RECIPES, TILE_TOKENS, WARPGROUP_RECIPES
 
 __all__ = ["HEAD_DIMS", "TILE_TOKENS", "AttentionSm90", "AttentionSm90Config"]
 
@@ -54,11 +54,11 @@ class AttentionSm90Config:
                bf16, whose K and V take turns, tiles of K or V
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2: half of the 50 MB of an H100,
                whose other half is far
-    recipe, accumulate: as of cute_attn.Recipe
+    recipe, accumulate, exponent: as of cute_attn.Recipe
     k_scale_per_token: whether every token of K has a scale of its own, which costs a multiplication per score;
                otherwise the tokens {16i + 4t … + 3} of a tile share theirs, for each t
     fma_eighths: of every eight 2^x how many the FMA pipe computes instead of the XU pipe, within 0.18 %: for E4M3
-               values, which round P by up to 6 %
+               values, which round P by up to 6 %. With exponent "fast" there are none
     smooth_v:  whether a tensor brings back V's mean
     varlen_k:  whether every batch element has its own number of keys, given by a tensor
     """
@@ -73,6 +73,7 @@ class AttentionSm90Config:
     l2_bytes: int = 25 << 20
     recipe: str = "int8_fp8"
     accumulate: str = "float32+float32"
+    exponent: str = "exact"
     k_scale_per_token: bool = False
     fma_eighths: int = 0
     smooth_v: bool = False
@@ -143,7 +144,7 @@ class AttentionSm90:
         if reason := self.can_implement(config):
             raise ValueError(reason)
         self.config = config
-        self.recipe = WARPGROUP_RECIPES[config.recipe]
+        self.recipe = (LOG_LINEAR_RECIPES if config.exponent == "fast" else WARPGROUP_RECIPES)[config.recipe]
         self.image = self.recipe.image(config.head_dim)
         self.stage_bytes = self.image.nbytes // self.recipe.turns
         self.rows = ROWS * config.warpgroups
@@ -177,7 +178,8 @@ class AttentionSm90:
             "out_align": (16, 8, 4, 2),
             "warpgroups": (1, 2, 3),
             "stages": (1, 2, 3, 4, 5, 6, 7, 8),
-            "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") else (0,),
+            "exponent": ("exact", "fast") if config.recipe in LOG_LINEAR_RECIPES else ("exact",),
+            "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") and config.exponent == "exact" else (0,),
         }
         if config.head_dim not in HEAD_DIMS:
             return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"

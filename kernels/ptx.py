@@ -14,8 +14,11 @@ from cutlass.cutlass_dsl import T, dsl_user_op
 
 __all__ = [
     "any_greater",
+    "ceil_to_int",
     "cp_async_zfill",
     "exp2_on_fma",
+    "log_linear_e4m3",
+    "log_linear_e4m3_of_integers",
     "mma_int4",
     "multiply_f16x2",
     "opaque",
@@ -128,6 +131,37 @@ def pack_bytes_e4m3(p: list[Float32]) -> Int32:
         "mov.b32 $0, {a, b};}"
     )
     return Int32(_asm(T.i32(), text, p, "=r,f,f,f,f"))
+
+
+def log_linear_e4m3(y: list[Float32], factor: Float32, offset: Float32) -> Int32:
+    """Four bytes round(128·(y·factor + offset)), y[0]'s lowest; y·factor + offset, below 255/256, is clamped at 0.
+
+    The saturating FFMA clamps (NaN, too, becomes 0), the next rounds: in the last place of 2^23 … 2^24 float32 counts
+    in ones. Three PRMT gather the low bytes.
+    """
+    text = "{.reg .f32 x; .reg .b32 i, j, k, l; "
+    for place, name in enumerate("ijkl"):
+        text += f"fma.rn.sat.ftz.f32 x, ${1 + place}, $5, $6; "
+        text += f"fma.rn.ftz.f32 x, x, 0f43000000, 0f4B000000; mov.b32 {name}, x; "
+    text += "prmt.b32 i, i, j, 0x40; prmt.b32 k, k, l, 0x40; prmt.b32 $0, i, k, 0x5410;}"
+    return Int32(_asm(T.i32(), text, [*y, factor, offset], "=r,f,f,f,f,f,f"))
+
+
+def log_linear_e4m3_of_integers(y: list[Int32], factor: Int32, offset: Int32, limit: Int32) -> Int32:
+    """Four bytes, the highest ones of min(max(y + offset, 0), limit)·factor, y[0]'s lowest.
+
+    VIADDMNMX adds and clamps on both sides, IMAD, three PRMT: no conversion.
+    """
+    text = "{.reg .b32 i, j, k, l; "
+    for place, name in enumerate("ijkl"):
+        text += f"add.s32 {name}, ${1 + place}, $6; min.relu.s32 {name}, {name}, $7; mul.lo.s32 {name}, {name}, $5; "
+    text += "prmt.b32 i, i, j, 0x73; prmt.b32 k, k, l, 0x73; prmt.b32 $0, i, k, 0x5410;}"
+    return Int32(_asm(T.i32(), text, [*y, factor, offset, limit], "=r,r,r,r,r,r,r,r"))
+
+
+def ceil_to_int(x: Float32) -> Int32:
+    """The next larger integer, saturating; of NaN 0. The DSL converts by truncation only."""
+    return Int32(_asm(T.i32(), "cvt.rpi.ftz.s32.f32 $0, $1;", [x], "=r,f"))
 
 
 def pack_f16x2(low: Float32, high: Float32) -> Int32:

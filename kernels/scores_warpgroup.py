@@ -30,7 +30,8 @@ class WarpgroupScores:
     Scores in base 2 are x = y·factor. With one scale of K for these tokens of a lane, `tokens_share_scale`, y is the
     product q·k as a float and the factor has K's scale and Q's: no multiplication a score. Otherwise y = c·(q·k).
 
-    The int32 sums are converted by I2FP, which sm_90a issues at full rate.
+    The int32 sums are converted by I2FP, which sm_90a issues at full rate. With `keeps_integers` they are left as they
+    are where nothing but the factor is to be done to them: one scale a lane, and no mask.
 
     queries, keys: fragments of the MMA: descriptors of Q's planes, and of K's with the stage last
     scales:    shared float32: this lane's first scale of the tile in stage 0
@@ -45,6 +46,7 @@ class WarpgroupScores:
     image: cutlass.Constexpr[TileImage]
     stage_bytes: cutlass.Constexpr[int]
     tokens_share_scale: cutlass.Constexpr[bool]
+    keeps_integers: cutlass.Constexpr[bool]
 
     @staticmethod
     def create(
@@ -55,6 +57,7 @@ class WarpgroupScores:
         row_scale: cute.Tensor,
         image: TileImage,
         tokens_share_scale: bool,
+        keeps_integers: bool = False,
     ) -> WarpgroupScores:
         """queries: planes of the warpgroup's 64 rows (shared); tiles: the ring's stages."""
         element = _ELEMENTS[image.keys]
@@ -73,6 +76,7 @@ class WarpgroupScores:
             image,
             stage_bytes,
             tokens_share_scale,
+            keeps_integers,
         )
 
     def multiply(self, stage: Int32) -> cute.Tensor:
@@ -89,6 +93,8 @@ class WarpgroupScores:
     def dequantise(self, sums: cute.Tensor, stage: Int32, mask: Any) -> Any:
         """Scores y, float32 ((2,2), n8 tile), this lane's largest in each row, and each row's factor to base 2.
 
+        With `keeps_integers` y are int32 where they can be.
+
         mask: ScoreMask, or None where every key counts
         """
         scales = self.scales + cute.assume(stage * (self.stage_bytes // 4), divby=64)
@@ -99,14 +105,15 @@ class WarpgroupScores:
             factors = [self.row_scale[r] for r in range(2)]
         integers = const_expr(self.image.keys == "int8" and self.tokens_share_scale and mask is None)
         largest = [self._largest_integer(sums, r) for r in range(2)] if integers else [None, None]
-        scores = cute.make_rmem_tensor(sums.shape, Float32)
+        element = Int32 if const_expr(integers and self.keeps_integers) else Float32
+        scores = cute.make_rmem_tensor(sums.shape, element)
         for group in range_constexpr(self.image.tokens // 16):
             if const_expr(not self.tokens_share_scale):
                 c = cute.make_tensor(scales + 16 * group, cute.make_layout(4)).load()
             for t in range_constexpr(2):
                 for i in range_constexpr(4):
                     e, r, n = i % 2, i // 2, 2 * group + t
-                    y = sums[(e, r), n].to(Float32)
+                    y = sums[(e, r), n].to(element)
                     if const_expr(not self.tokens_share_scale):
                         y = y * c[2 * t + e]
                     if const_expr(mask is not None):

@@ -111,9 +111,9 @@ class WarpgroupSoftmax:
     parts: cutlass.Constexpr[tuple]
     fma_eighths: cutlass.Constexpr[int]
 
-    @staticmethod
+    @classmethod
     def create(
-        tiles: cute.Pointer, stages: int, stage_bytes: int, image: TileImage, registers: int, fma_eighths: int
+        cls, tiles: cute.Pointer, stages: int, stage_bytes: int, image: TileImage, registers: int, fma_eighths: int
     ) -> WarpgroupSoftmax:
         """Empty state. tiles: the ring's stages; registers: of a consumer thread; fma_eighths: see `probabilities`."""
         kind, rows = _FORMATS[image.values], image.value_rows
@@ -131,7 +131,7 @@ class WarpgroupSoftmax:
         bias = cute.make_rmem_tensor((2,), Float32)
         output.fill(0)
         bias.fill(UNSEEN)
-        return WarpgroupSoftmax(tuple(values), output, bias, image, parts, fma_eighths)
+        return cls(tuple(values), output, bias, image, parts, fma_eighths)
 
     @property
     def chunk_tiles(self) -> int | None:
@@ -206,20 +206,29 @@ class WarpgroupSoftmax:
         blocks = self.image.tokens // (8 * each)
         p = cute.make_rmem_tensor(((each, 2, 2), 1, blocks), self._format.p)
         packed = cute.recast_tensor(p, Int32)
-        scaled = [(factors[r] * _SPLIT, cute.math.fma(self.bias[r], _SPLIT, _OFFSET)) for r in range(2)]
+        lines = [self._line(scores, r, factors[r]) for r in range(2)]
         for k in range(blocks):
             for half in range(2):
                 for r in range(2):
-                    some = []
-                    for i in range(each):
-                        e, n = i % 2, each // 2 * (2 * k + half) + i // 2
-                        if (each * half + i) % 8 < self.fma_eighths:
-                            some.append(exp2_on_fma(scores[(e, r), n], *scaled[r]))
-                        else:
-                            x = cute.math.fma(scores[(e, r), n], factors[r], self.bias[r])
-                            some.append(cute.math.exp2(x, approx=True, ftz=True))
-                    packed[(0, r, half), 0, k] = self._format.pack(some)
+                    first = each // 2 * (2 * k + half)
+                    some = [scores[(i % 2, r), first + i // 2] for i in range(each)]
+                    packed[(0, r, half), 0, k] = self._register(some, lines[r], each * half)
         return p
+
+    def _line(self, scores: cute.Tensor, r: int, factor: Float32) -> tuple:
+        """What `_register` needs to know of row ``r``: exponents as a line over ``scores``, for MUFU and for FMAs."""
+        return factor, self.bias[r], factor * _SPLIT, cute.math.fma(self.bias[r], _SPLIT, _OFFSET)
+
+    def _register(self, scores: list, line: tuple, place: int) -> Int32:
+        """P of neighbouring ``scores`` of a row, the first of which is ``place``-th of its block, as one register."""
+        factor, bias, *scaled = line
+        some = []
+        for i, y in enumerate(scores):
+            if (place + i) % 8 < self.fma_eighths:
+                some.append(exp2_on_fma(y, *scaled))
+            else:
+                some.append(cute.math.exp2(cute.math.fma(y, factor, bias), approx=True, ftz=True))
+        return self._format.pack(some)
 
     def accumulate(self, p: cute.Tensor, stage: Int32) -> None:
         """output += P·V and row sums += P·1, for the tile in ``stage``."""

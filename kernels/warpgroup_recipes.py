@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -11,12 +11,13 @@ from cutlass import BFloat16, Float16, Int8
 from .ring_sources import TensorTiles, TileImages, tensor_maps
 from .scores_warpgroup import WarpgroupScores
 from .scores_warpgroup_float import WarpgroupFloatScores
+from .softmax_log_linear import LogLinearSoftmax
 from .softmax_warpgroup import WarpgroupSoftmax
 from .softmax_warpgroup_float import WarpgroupFloatSoftmax
 from .swizzled_tile import SwizzledTile
 from .tile_image import TileImage
 
-__all__ = ["TILE_TOKENS", "WARPGROUP_RECIPES", "WarpgroupRecipe"]
+__all__ = ["LOG_LINEAR_RECIPES", "TILE_TOKENS", "WARPGROUP_RECIPES", "WarpgroupRecipe"]
 
 TILE_TOKENS = 128
 """Tokens of a KV tile."""
@@ -92,3 +93,13 @@ WARPGROUP_RECIPES = {
     "bf16": _float("bfloat16", BFloat16),
 }
 """By name."""
+
+LOG_LINEAR_RECIPES = {
+    name: replace(
+        WARPGROUP_RECIPES[name],
+        scores=partial(WarpgroupScores.create, keeps_integers=True),
+        softmax=LogLinearSoftmax.create,
+    )
+    for name in ("int8_fp8", "fp8")
+}
+"""By name, with exponent "fast"."""

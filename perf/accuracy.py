@@ -29,8 +29,10 @@ def variants() -> list[tuple[str, Recipe]]:
         ("int8_fp8", "qk_scale", ("token", "block")),
         ("int8_fp8", "smooth_v", (True,)),
         ("int8_fp8", "accumulate", ("float16+float32",)),
+        ("int8_fp8", "exponent", ("fast",)),
         ("fp8", "qk_scale", ("token", "block")),
         ("fp8", "accumulate", ("float16+float32",)),
+        ("fp8", "exponent", ("fast",)),
         ("int4_fp16", "qk_scale", ("thread", "warp", "block")),
         ("int4_fp16", "smooth_q", (False,)),
     ):

@@ -10,6 +10,7 @@ __all__ = ["add_recipe_arguments", "chosen_recipe"]
 
 _TEXTS = {
     "accumulate": "accumulator of P·V",
+    "exponent": "how P = 2^x is computed",
     "qk_scale": "which tokens of Q and K share a scale",
     "v_scale": "which channels of V share a scale",
 }
