@@ -137,8 +137,11 @@ def test_error_of_the_output(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_it_costs(name):
-    """No MUFU for scores: of INT8 ones four conversions and reciprocals a row and tile."""
-    slots, xu = {"int8_fp8": (6.1, 1.0), "fp8": (6.2, 0.0)}[name]
+    """No MUFU for scores: of INT8 ones four conversions and reciprocals a row and tile.
+
+    Without a mask 6.05 and 6.14 slots; causal kernels keep no register for shared memory's address, for .09 more.
+    """
+    slots, xu = {"int8_fp8": (6.15, 1.0), "fp8": (6.25, 0.0)}[name]
     for causal in (False, True):
         kernel = attention_report(name, causal=causal, has_lse=causal, exponent="fast")
         assert kernel.steady.slots["fast"] <= slots
@@ -189,8 +192,8 @@ def test_what_is_not_offered(name, changes, text):
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"recipe": "int8", "accumulate": "int32"}, "exponent='fast' is not one of exact"),
-        ({"fma_eighths": 2}, "fma_eighths=2 is not one of 0"),
+        ({"recipe": "int8", "accumulate": "int32"}, "exponent='fast' with recipe='int8' is not one of exact"),
+        ({"fma_eighths": 2}, "fma_eighths=2 with recipe='int8_fp8' is not one of 0"),
     ],
 )
 def test_refused_configs(changes, reason):

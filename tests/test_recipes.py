@@ -181,7 +181,8 @@ def test_presets_are_what_their_names_say():
         assert recipe.name == name
         if recipe.quantises:
             qk, pv = name.split("_") if "_" in name else (name, name)
-            assert (recipe.qk_format, recipe.pv_format) == (qk, pv.replace("fp", "float"))
+            formats = {"fp8": "e4m3", "fp16": "float16"}
+            assert (recipe.qk_format, recipe.pv_format) == (formats.get(qk, qk), formats.get(pv, pv))
         assert recipe.smooth_q == (recipe.qk_format == "int4")
 
 
