@@ -74,8 +74,12 @@ def warpgroup_tile(recipe: Recipe, head_dim: int, seq_q: int, arch: Arch) -> War
 
 @functools.lru_cache(maxsize=1024)
 def _large_warpgroup_tile(recipe: Recipe, head_dim: int, arch: Arch) -> WarpgroupTileConfig:
-    """As many consumer warpgroups as registers allow, which read a KV tile together, then as many stages as fit."""
-    most = 4 if recipe.quantises else 8  # K and V take stages of their own
+    """As many consumer warpgroups as registers allow, which read a KV tile together, then as many stages as fit.
+
+    Up to four tiles: one that is computed with and three on their way. Unmeasured; unquantised K and V of a tile take a
+    stage each.
+    """
+    most = 4 if recipe.quantises else 8
     tiles = [WarpgroupTileConfig(warpgroups, n) for warpgroups in (3, 2, 1) for n in range(most, 1, -1)]
     return next(tile for tile in tiles if _fits(recipe, head_dim, tile, arch))
 

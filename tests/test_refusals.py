@@ -155,6 +155,16 @@ def test_arch_without_kernel():
         call(arch="sm_100a")
 
 
+def test_recipe_that_the_emulators_usual_target_lacks():
+    message = r"'fp8' has no kernel for sm_80 .* sm_90a, sm_120a \(on CPU tensors arch=None is 'sm_80'; pass another"
+    with pytest.raises(NotImplementedError, match=message):
+        call(recipe="fp8")
+    with pytest.raises(NotImplementedError, match=message):
+        cute_attn.quantize_key_value(tensor(*K), tensor(*K), recipe="fp8")
+    with pytest.raises(NotImplementedError, match=r"runs on sm_89, sm_90a, sm_120a$"):
+        call(recipe="fp8", arch="sm_80")
+
+
 def test_head_dim_without_kernel():
     with pytest.raises(NotImplementedError, match=r"head_dim=84 .*pad Q, K and V with zeros to 88 .*softmax_scale=84"):
         call(q=tensor(1, 4, 8, 84), k=tensor(1, 2, 16, 84))
