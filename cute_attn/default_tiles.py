@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from cute_attn.arch import Arch
 from cute_attn.attention_kernels import attention_kernel, shared_bytes
+from cute_attn.problem import Problem
 from cute_attn.recipe import Recipe
 from cute_attn.tile_config import TileConfig, WarpgroupTileConfig
 
@@ -31,15 +32,15 @@ _SYSTEM_SHARED_BYTES = 1024
 """Of every CTA's shared memory, reserved by the system (CUDA C++ Programming Guide, compute capability 8.x on)."""
 
 
-def warp_tile(recipe: Recipe, head_dim: int, seq_q: int, arch: Arch) -> TileConfig:
+def warp_tile(recipe: Recipe, problem: Problem, arch: Arch) -> TileConfig:
     """Of the warp-MMA kernels: the smallest CTA that holds all of Q, or the usual one."""
-    full = _large_tile(recipe, head_dim, arch)
+    full = _large_tile(recipe, problem.head_dim, arch)
     smaller = (
         replace(full, warps=1, m_tiles=1),
         replace(full, warps=2, m_tiles=1),
         replace(full, warps=full.warps // 2),
     )
-    return next((tile for tile in smaller if seq_q <= tile.rows), full)
+    return next((tile for tile in smaller if problem.seq_q <= tile.rows), full)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -65,11 +66,26 @@ def _largest_32_row_head_dim(recipe: Recipe, arch: Arch) -> int:
     return most // 2 if arch.name == "sm_120a" and recipe.accumulate != "int32" else most
 
 
-def warpgroup_tile(recipe: Recipe, head_dim: int, seq_q: int, arch: Arch) -> WarpgroupTileConfig:
-    """Of the warpgroup-MMA kernels: the smallest CTA that holds all of Q, or the largest that there is."""
-    full = _large_warpgroup_tile(recipe, head_dim, arch)
-    smaller = (replace(full, warpgroups=n) for n in range(1, full.warpgroups))
-    return next((tile for tile in smaller if seq_q <= tile.rows), full)
+_PACKED_SHARE = 0.9
+"""As in FlashAttention-3's `should_pack_gqa` (hopper/heuristics.h)."""
+
+
+def warpgroup_tile(recipe: Recipe, problem: Problem, arch: Arch) -> WarpgroupTileConfig:
+    """Of the warpgroup-MMA kernels: the smallest CTA that holds all of Q, or the largest that there is.
+
+    Query heads that share a KV head are packed where the share of a large CTA's rows that are filled without it is
+    below `_PACKED_SHARE` of what it is with it: where tokens are few, or make a last CTA of few. Unmeasured here.
+    """
+    full = _large_warpgroup_tile(recipe, problem.head_dim, arch)
+    rows = problem.seq_q * problem.group
+    pack = _filled(problem.seq_q, full.rows) < _PACKED_SHARE * _filled(rows, full.rows)
+    tiles = [replace(full, warpgroups=n, pack_gqa=pack) for n in range(1, full.warpgroups + 1)]
+    return next((tile for tile in tiles if (rows if pack else problem.seq_q) <= tile.rows), tiles[-1])
+
+
+def _filled(rows: int, cta_rows: int) -> float:
+    """Share of the rows of CTAs of ``cta_rows`` that ``rows`` fill; 0 of none."""
+    return rows / max(-(-rows // cta_rows) * cta_rows, 1)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -132,7 +132,8 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: AnyTileConfig 
             f"(there are multiples of {dims.step} from {dims[0]} to {dims[-1]}); {instead}"
         )
     tile = config or default_config(recipe, problem, arch)
-    for name, most in (("batch", _LARGEST_GRID), ("heads", _LARGEST_GRID), ("seq_q", _LARGEST_GRID * tile.rows)):
+    tokens = _LARGEST_GRID * tile.rows // (problem.group if tile.pack_gqa else 1)
+    for name, most in (("batch", _LARGEST_GRID), ("heads", _LARGEST_GRID), ("seq_q", tokens)):
         if (value := getattr(problem, name)) > most:
             return f"{name}={value} has no kernel, a CUDA grid reaches {most}; split the call along that axis"
     return _kernel_refusal(recipe, problem.head_dim, problem.dtype, problem.causal, tile, arch)
@@ -165,7 +166,7 @@ def default_config(recipe: Recipe, problem: Problem, arch: Arch) -> AnyTileConfi
     """The tile config for a problem nobody has tuned."""
     kinds = [family.tile for family in _families(recipe, arch)]
     choose = warpgroup_tile if kinds and kinds[0] is WarpgroupTileConfig else warp_tile
-    return choose(recipe, problem.head_dim, problem.seq_q, arch)
+    return choose(recipe, problem, arch)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -40,6 +40,7 @@ def attention_quantised(
     warp_rows: int = 32,
     cta_rows: int = 128,
     tile_tokens: int = TILE_TOKENS,
+    pack_gqa: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention kernel on plain quantised tensors.
 
@@ -51,6 +52,7 @@ def attention_quantised(
     key_lengths: keys of every batch element, as if clamped to 0 … Sk; None: all have Sk
     warp_rows, cta_rows: query rows of one warp (they share the decision to rescale) and of one CTA
     tile_tokens: keys of a KV tile
+    pack_gqa: whether a KV head's query heads are one, token by token, which decides what shares a warp; without delta
 
     Returns out ``out_dtype`` [B, Hq, Sq, D] and lse float32 [B, Hq, Sq].
     """
@@ -72,10 +74,12 @@ def attention_quantised(
                     warp_rows=warp_rows,
                     cta_rows=cta_rows,
                     tile_tokens=tile_tokens,
+                    pack_gqa=pack_gqa,
                 )
             )
         return torch.cat([out for out, _ in results]), torch.cat([lse for _, lse in results])
-    q, q_scale, q_bias = query
+    together = query[0].shape[1] // keys[0].shape[1] if pack_gqa else 1
+    q, q_scale, q_bias = (_packed(x, together) for x in query)
     batch, heads, seq_q, head_dim = q.shape
     (k, k_scale), (v, v_scale) = keys, values
     group = heads // k.shape[1]
@@ -100,8 +104,19 @@ def attention_quantised(
         blocks = (torch.arange(padded) // BLOCK_TOKENS).clamp(max=delta.shape[2] - 1)
     of_scores = row_scale if delta is None else factor.expand_as(row_scale).clamp(min=_SMALLEST_ROW_SCALE)
     rows = rows_of(as_recipe(recipe))(of_scores, head_dim, warp_rows)
-    visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal, tile_tokens)
-    return _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)
+    visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal, tile_tokens, together)
+    results = _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)
+    return _unpacked(results[0], together), _unpacked(results[1], together)
+
+
+def _packed(x: torch.Tensor, together: int) -> torch.Tensor:
+    """[B, H, S, …] -> [B, H / together, S · together, …]: row p is token p // together of the p % together-th head."""
+    return x.unflatten(1, (-1, together)).transpose(2, 3).flatten(2, 3)
+
+
+def _unpacked(x: torch.Tensor, together: int) -> torch.Tensor:
+    """The way back."""
+    return x.unflatten(2, (-1, together)).transpose(2, 3).flatten(1, 2)
 
 
 def _visit_tiles(
@@ -112,13 +127,15 @@ def _visit_tiles(
     cta_rows: int,
     causal: bool,
     tile_tokens: int,
+    together: int,
 ) -> torch.Tensor:
     """All KV tiles, from the last to the first; returns, per query, whether it sees a key.
 
+    together: rows of a token
     scores: y float32 [B, Hq, rows, tokens] of the tokens of one tile; v: float32 [B, Hq, Sk, D]
     """
     seq_k = v.shape[2]
-    limit, unmasked = _visible_keys(rows.scale.shape[2], seq_q, seq_k, cta_rows, causal, v.device)
+    limit, unmasked = _visible_keys(rows.scale.shape[2], seq_q, seq_k, cta_rows, causal, together, v.device)
     first_full = unmasked // tile_tokens - 1
     for tile in reversed(range(-(-seq_k // tile_tokens))):
         tokens = slice(tile * tile_tokens, min((tile + 1) * tile_tokens, seq_k))
@@ -141,8 +158,11 @@ def attention_unquantised(
     warp_rows: int,
     cta_rows: int,
     tile_tokens: int = TILE_TOKENS,
+    pack_gqa: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The attention kernel of recipes that take q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D] as they are."""
+    together = q.shape[1] // k.shape[1] if pack_gqa else 1
+    q = _packed(q, together)
     batch, heads, seq_q, head_dim = q.shape
     k, v = (x.float().repeat_interleave(heads // k.shape[1], 1) for x in (k, v))
     padded = -(-seq_q // cta_rows) * cta_rows
@@ -154,20 +174,22 @@ def attention_unquantised(
     def scores(tokens: slice) -> torch.Tensor:
         return q_rows @ k[:, :, tokens].mT
 
-    visible = _visit_tiles(rows, scores, v, seq_q, cta_rows, causal, tile_tokens)
+    visible = _visit_tiles(rows, scores, v, seq_q, cta_rows, causal, tile_tokens, together)
     ones, zeros = torch.ones_like(row_scale[:, :, :seq_q]), torch.zeros_like(row_scale[:, :, :seq_q])
     per_channel = v.new_ones(batch, heads, head_dim), v.new_zeros(batch, heads, head_dim)
-    return _finish(rows, visible, ones, zeros, *per_channel, softmax_scale, q.dtype)
+    out, lse = _finish(rows, visible, ones, zeros, *per_channel, softmax_scale, q.dtype)
+    return _unpacked(out, together), _unpacked(lse, together)
 
 
 def _visible_keys(
-    rows: int, seq_q: int, seq_k: int, cta_rows: int, causal: bool, device: torch.device
+    rows: int, seq_q: int, seq_k: int, cta_rows: int, causal: bool, together: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Per query row: how many keys it sees, and how many all rows of its CTA see."""
     row = torch.arange(rows, device=device)
     if not causal:
         return torch.full_like(row, seq_k), torch.full_like(row, seq_k)
-    limit, least = ((r + 1 + seq_k - seq_q).clamp(0, seq_k) for r in (row, row // cta_rows * cta_rows))
+    tokens = (r // together for r in (row, row // cta_rows * cta_rows))
+    limit, least = ((t + 1 + seq_k - seq_q // together).clamp(0, seq_k) for t in tokens)
     return limit, least
 
 
@@ -229,6 +251,7 @@ def attention(
     warp_rows: int = 32,
     cta_rows: int = 128,
     tile_tokens: int = TILE_TOKENS,
+    pack_gqa: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantisers and attention on q [B, Hq, Sq, D], k and v [B, Hkv, Sk, D], float16 or bfloat16 (float32 also works).
 
@@ -238,7 +261,12 @@ def attention(
     """
     recipe = as_recipe(recipe)
     softmax_scale = 1.0 / math.sqrt(q.shape[-1]) if softmax_scale is None else softmax_scale
-    tiles: dict[str, Any] = {"warp_rows": warp_rows, "cta_rows": cta_rows, "tile_tokens": tile_tokens}
+    tiles: dict[str, Any] = {
+        "warp_rows": warp_rows,
+        "cta_rows": cta_rows,
+        "tile_tokens": tile_tokens,
+        "pack_gqa": pack_gqa,
+    }
     options: dict[str, Any] = {"recipe": recipe, "causal": causal, "softmax_scale": softmax_scale, **tiles}
     if key_lengths is not None:  # a batch element is a call of its own, with as many keys as it has
         lengths = key_lengths.clamp(0, k.shape[2]).tolist()

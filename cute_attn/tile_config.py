@@ -22,6 +22,7 @@ class TileConfig:
     tile_tokens: ClassVar[int] = 64
     sum_rows: ClassVar[int] = 0
     """Rows of ones behind V in a tile image."""
+    pack_gqa: ClassVar[bool] = False
 
     warps: int = 4
     m_tiles: int = 2
@@ -50,6 +51,8 @@ class WarpgroupTileConfig:
                 take a stage each
     fma_eighths: of every eight 2^x of P in E4M3, how many the FMA pipe computes (within 0.18 %, where E4M3 rounds by up
                 to 6 %) so that the XU pipe has fewer; 0 for other formats
+    pack_gqa:   whether a CTA's rows are those of all query heads that share a KV head, token by token: fewer rows are
+                left empty where tokens are few, and K and V are read once for all of those heads
 
     Raises ValueError for sizes that no kernel could have.
     """
@@ -61,9 +64,12 @@ class WarpgroupTileConfig:
     warpgroups: int = 3
     stages: int = 2
     fma_eighths: int = 0
+    pack_gqa: bool = False
 
     def __post_init__(self) -> None:
         _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
+        if not isinstance(self.pack_gqa, bool):
+            raise ValueError(f"config.pack_gqa={self.pack_gqa!r}; use True or False")
 
     @property
     def rows(self) -> int:

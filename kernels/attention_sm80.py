@@ -18,7 +18,7 @@ from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .quantize_query import BLOCK_TOKENS
 from .recipes import RECIPES
-from .row_copy import RowCopy
+from .row_copy import RowCopy, row_addresses
 from .row_scales import row_scales
 from .sequence import SequenceBounds
 from .tile_image import TILE_TOKENS
@@ -272,9 +272,8 @@ class AttentionSm80:
         """Rows of Q [Sq, D] -> planes in shared memory, zeros past the last one."""
         element_bytes = self.recipe.query_bytes
         copy = RowCopy.create(self.q_planes, element_bytes * q.shape[1], self.threads)
-        step = Int64(q.stride[0]) * element_bytes
         first = bounds.row_begin + copy.row
-        copy.copy(shared, q.iterator.toint() + first * step + copy.byte, step, bounds.seq_q - first)
+        copy.copy(shared, row_addresses(q, first, copy.byte), bounds.seq_q - first)
 
     @cute.jit
     def attend(
@@ -300,7 +299,7 @@ class AttentionSm80:
             scales = None
         row_scale = row_scales(scales, bounds, row, 2 * m_tiles, softmax_scale_log2)
         softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
-        mask = ScoreMask.create(bounds, row, lane_index() % 4, self.image.score_tokens)
+        mask = ScoreMask.create(bounds, row, 2 * m_tiles, lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles
         while tile > full:  # counted like this, ptxas finds registers for everything

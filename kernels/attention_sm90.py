@@ -19,7 +19,7 @@ from .attention_sm90_config import (
 )
 from .consumer import THREADS, Consumer
 from .epilogue import Epilogue
-from .head_views import head_channels, head_queries, head_rows
+from .head_views import head_channels, head_queries, head_rows, packed_heads
 from .kv_ring import KvRing
 from .ptx import opaque
 from .sequence import SequenceBounds
@@ -152,9 +152,11 @@ class AttentionSm90:
         keys:    uint8 [B, Hkv, T, bytes], compact: tile images of 128 tokens with rows of ones, T = ceil(seq_k / 128)
         delta:   None: what smoothing Q takes off the scores is not brought back here
         """
-        batch, heads, seq_q, _ = q.shape
+        if const_expr(self.config.pack_gqa):
+            q, q_scale, q_bias, out, lse = (packed_heads(x, keys.shape[1]) for x in (q, q_scale, q_bias, out, lse))
+        batch, heads, rows, _ = q.shape
         head_bytes = Int64(cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1)) * self.image.nbytes
-        blocks = cute.ceil_div(seq_q, self.rows)
+        blocks = cute.ceil_div(cute.size(rows), self.rows)
         order = WorkOrder.create(batch * heads, blocks, head_bytes, self.config.l2_bytes)
         maps = self.recipe.maps(keys, values, seq_k, self.image)
         self.kernel(
@@ -179,7 +181,7 @@ class AttentionSm90:
         seq_k: Int32,
         softmax_scale_log2: Float32,
     ):
-        batch, heads, seq_q, _ = q.shape
+        batch, heads, rows, _ = q.shape
         place = cute.arch.block_idx()
         head, block = WorkOrder(*cute.arch.grid_dim()).item(place, last_first=self.config.causal)
         row_begin = block * self.rows
@@ -187,7 +189,8 @@ class AttentionSm90:
             group = heads // keys.shape[1]
             if const_expr(key_lengths is not None):
                 seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
-            bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
+            packed, seq_q = rows if const_expr(self.config.pack_gqa) else (None, rows)
+            bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal, packed)
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
             if const_expr(self.keeps_shared_address):
                 shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)

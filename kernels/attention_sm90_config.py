@@ -42,6 +42,8 @@ class AttentionSm90Config:
                values, which round P by up to 6 %. With exponent "fast" there are none
     smooth_v:  whether a tensor brings back V's mean
     varlen_k:  whether every batch element has its own number of keys, given by a tensor
+    pack_gqa:  whether a CTA's rows are those of all query heads that share a KV head, token by token. A CTA of few
+               tokens has more rows to multiply then, and K and V are read once for all of those heads
     """
 
     head_dim: int
@@ -59,6 +61,7 @@ class AttentionSm90Config:
     fma_eighths: int = 0
     smooth_v: bool = False
     varlen_k: bool = False
+    pack_gqa: bool = False
 
 
 def refusal(config: AttentionSm90Config) -> str | None:

@@ -7,14 +7,14 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Float32, Int32, Int64, const_expr
+from cutlass import Float32, Int32, const_expr
 
 from .attention_sm90_config import CONSUMER_REGISTERS, AttentionSm90Config
 from .kv_ring import KvRing
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .ptx import opaque
-from .row_copy import RowCopy
+from .row_copy import RowCopy, row_addresses
 from .row_scales import row_scales
 from .sequence import SequenceBounds
 from .warpgroup_mma import ROWS
@@ -45,7 +45,10 @@ class Consumer:
 
     def warp_row(self) -> Int32:
         """First of the warp's rows, relative to its warpgroup's first row."""
-        return cute.arch.thread_idx()[0] % THREADS // 32 * 16
+        thread = cute.arch.thread_idx()[0]
+        if self.bounds.group is not None:  # a new value each time: no register holds what rows are divided into
+            thread = opaque(thread)
+        return thread % THREADS // 32 * 16
 
     def lane_row(self) -> Int32:
         """Query of this lane's accumulator row 0; row 1 is 8 further."""
@@ -53,12 +56,11 @@ class Consumer:
 
     @cute.jit
     def load_queries(self, q: cute.Tensor):
-        """A warpgroup's rows of Q [Sq, D] -> its planes, zeros past the last one; ready for the tensor cores."""
+        """A warpgroup's rows of Q [rows, D] -> its planes, zeros past the last one; ready for the tensor cores."""
         thread, element_bytes = cute.arch.thread_idx()[0] % THREADS, self.recipe.query_bytes
         copy = RowCopy.create(operand_planes(ROWS, self.image.key_bytes), element_bytes * q.shape[1], THREADS, thread)
-        step = Int64(q.stride[0]) * element_bytes
         first = self.bounds.row_begin + copy.row
-        copy.copy(self.queries, q.iterator.toint() + first * step + copy.byte, step, self.bounds.seq_q - first)
+        copy.copy(self.queries, row_addresses(q, first, copy.byte), self.bounds.all_rows - first)
         cute.arch.cp_async_commit_group()
         cute.arch.cp_async_wait_group(0)
         cute.arch.fence_proxy("async.shared", space="cta")
@@ -72,7 +74,7 @@ class Consumer:
         sees a key are given back unread. Then two loops with the same body: the tiles that need a mask, and the steady
         loop over all others, which has no instruction for masks.
 
-        scales: Q's, [Sq], or None
+        scales: Q's, [rows], or None
         """
         c, bounds = self.config, self.bounds
         row_scale = row_scales(scales, bounds, self.lane_row(), 2, softmax_scale_log2)
@@ -80,16 +82,16 @@ class Consumer:
         scores = self.recipe.scores(self.queries, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token)
         registers = CONSUMER_REGISTERS[c.warpgroups]
         softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
-        mask = ScoreMask.create(bounds, self.lane_row(), lane_index() % 4, self.image.score_tokens)
+        mask = ScoreMask.create(bounds, self.lane_row(), 2, lane_index() % 4, self.image.score_tokens)
         tiles, full = self.tile_counts(bounds)
         for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
             ring.wait()
             ring.release()
         beyond = mask.at(tiles * TILE_TOKENS)
-        limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
+        limits = tuple(opaque(x) for x in beyond.limits)  # registers, where ptxas would keep all that they are made of
         for _ in cutlass.range(tiles - full, unroll=1):
-            limit = limit + TILE_TOKENS
-            self.visit(ring, scores, softmax, replace(beyond, limit=limit))
+            limits = tuple(limit + TILE_TOKENS for limit in limits)
+            self.visit(ring, scores, softmax, replace(beyond, limits=limits))
         _, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))  # again: no register held it
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
@@ -106,7 +108,7 @@ class Consumer:
     @cute.jit
     def tile_counts(self, bounds: SequenceBounds) -> tuple[Int32, Int32]:
         """Tiles of which some row of a warpgroup sees some key, and tiles of which every row sees all."""
-        tiles = bounds.tiles() if bounds.row_begin < bounds.seq_q else Int32(0)
+        tiles = bounds.tiles() if bounds.row_begin < bounds.all_rows else Int32(0)
         return tiles, cutlass.min(bounds.full_tiles(), tiles)
 
     @cute.jit

@@ -25,7 +25,7 @@ class Epilogue:
     """What one warp stores of its rows; R = 2·m_tiles rows per lane, row r is 8·r further than row 0.
 
     softmax:  final state: ``output``, and ``row_totals`` (row sum and its logarithm in base 2, less the bias)
-    query:    Q's scale and bias float32 [Sq] of this head (None if Q is not quantised), and softmax_scale · log2(e)
+    query:    Q's scale and bias float32 [rows] of this head (None if Q is not quantised), and softmax_scale · log2(e)
     warp_row: first of the warp's rows, relative to the CTA's first row
     """
 
@@ -42,7 +42,7 @@ class Epilogue:
 
     @cute.jit
     def store_output(self, out: cute.Tensor, channels: tuple):
-        """out [Sq, D] = O / Σ P · v_scale + v_mean, by stores as wide as a lane's runs of neighbouring channels.
+        """out [rows, D] = O / Σ P · v_scale + v_mean, by stores as wide as a lane's runs of neighbouring channels.
 
         channels: v_scale and v_mean, float32 [D] or None. Runs of channels are inside D or outside as a whole
 
@@ -52,7 +52,7 @@ class Epilogue:
         runs = out.shape[1] // self.image.output_run
         for r in range_constexpr(2 * self.m_tiles):
             row = self.row(r)
-            if row < self.bounds.seq_q:
+            if row < self.bounds.all_rows:
                 total, _ = self.softmax.row_totals(r)
                 inverse, seen = Float32(0), self.bounds.key_limit(row) > 0
                 if seen:
@@ -90,11 +90,11 @@ class Epilogue:
 
     @cute.jit
     def store_lse(self, lse: cute.Tensor):
-        """lse [Sq] = ln Σ e^score, what smoothing took off the scores put back; one lane of a quad stores it."""
+        """lse [rows] = ln Σ e^score, what smoothing took off the scores put back; one lane of a quad stores it."""
         _, bias, softmax_scale_log2 = self.query
         for r in range_constexpr(2 * self.m_tiles):
             row = self.row(r)
-            if row < self.bounds.seq_q and lane_index() % 4 == 0:
+            if row < self.bounds.all_rows and lane_index() % 4 == 0:
                 _, log2_total = self.softmax.row_totals(r)
                 if self.bounds.key_limit(row) > 0:
                     log2_total = log2_total + (log2_total - log2_total)  # NaN where Σ P = 0, as in the output

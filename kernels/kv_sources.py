@@ -124,5 +124,6 @@ class RowSource:
         self.left[0] = self.left[0] + TILE_TOKENS
 
     def _copy_rows(self, planes: cute.Pointer, i: int) -> None:
-        self.rows.copy(planes, self.address[i], self.step[i], self.left[0])
+        first, step = self.address[i], self.step[i]
+        self.rows.copy(planes, lambda row, byte: first + row * step + byte, self.left[0])
         self.address[i] = self.address[i] - TILE_TOKENS * self.step[i]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cutlass
@@ -12,9 +13,23 @@ from .operand_planes import PLANE_BYTES_PER_ROW
 from .ptx import cp_async_zfill
 from .tile_image import StaticLayout
 
-__all__ = ["RowCopy"]
+__all__ = ["RowCopy", "row_addresses"]
 
 _CHUNK = 16
+
+
+def row_addresses(x: cute.Tensor, row: Int32, byte: Int32) -> Callable[[int, int], Int64]:
+    """(rows, bytes) further than byte ``byte`` of row ``row`` of x [rows, D] -> address; D contiguous.
+
+    Where rows are one mode they are equally far apart; those of packed heads are looked up one by one.
+    """
+    element_bytes = x.element_type.width // 8
+    if isinstance(x.shape[0], tuple):
+        rows = cute.make_layout(x.shape[0], stride=x.stride[0])
+        return lambda r, b: x.iterator.toint() + Int64(rows(row + r)) * element_bytes + byte + b
+    step = Int64(x.stride[0]) * element_bytes
+    start = x.iterator.toint() + row * step + byte
+    return lambda r, b: start + r * step + b
 
 
 @dataclass(frozen=True)
@@ -54,10 +69,10 @@ class RowCopy:
         return RowCopy(row, plane * PLANE_BYTES_PER_ROW + thread % 2 * _CHUNK, planes, row_bytes, threads)
 
     @cute.jit
-    def copy(self, target: cute.Pointer, address: Int64, step: Int64, left: Int32) -> None:
+    def copy(self, target: cute.Pointer, address: Callable[[int, int], Int64], left: Int32) -> None:
         """Request everything for the planes at ``target`` (shared).
 
-        address: of this thread's first chunk; step: bytes from one row to the next; left: rows from `row` to the
+        address: (rows, bytes) from this thread's first chunk on -> where in the tensor; left: rows from `row` to the
         tensor's end, those past it are zeros
         """
         rows, plane_bytes = self.planes.extents()
@@ -68,7 +83,7 @@ class RowCopy:
                 valid = Int32(_CHUNK) if left > row else Int32(0)
                 if const_expr(byte + wide > self.row_bytes):
                     valid = valid if self.byte < self.row_bytes - byte else Int32(0)
-                source = cute.make_ptr(Uint8, address + row * step + byte, cute.AddressSpace.gmem, assumed_align=_CHUNK)
+                source = cute.make_ptr(Uint8, address(row, byte), cute.AddressSpace.gmem, assumed_align=_CHUNK)
                 place = target + (self._place(row, at_once) + byte * rows)
                 if const_expr(byte + wide <= plane_bytes):
                     cp_async_zfill(place, source, valid)

@@ -17,13 +17,13 @@ SMALLEST_FACTOR = float(2**-100)
 def row_scales(
     scales: cute.Tensor | None, bounds: SequenceBounds, row: Int32, count: int, factor: Float32
 ) -> cute.Tensor:
-    """float32 (count,): ``factor``, times Q's scale [Sq] if given, of queries row + 8·r; positive and finite."""
+    """float32 (count,): ``factor``, times Q's scale [rows] if given, of queries row + 8·r; positive and finite."""
     row_scale = cute.make_rmem_tensor((count,), Float32)
     for r in range_constexpr(count):
         row_scale[r] = factor
         if const_expr(scales is not None):
             row_scale[r] = Float32(0)
-            if row + 8 * r < bounds.seq_q:
+            if row + 8 * r < bounds.all_rows:
                 product = scales[row + 8 * r] * factor
                 row_scale[r] = product if product < Float32.inf else Float32(0)
         row_scale[r] = cute.arch.fmax(row_scale[r], Float32(SMALLEST_FACTOR))

@@ -15,9 +15,10 @@ class SequenceBounds:
     """Lengths of one sequence, in tokens, and the query rows [row_begin, row_begin + rows) of one CTA.
 
     rows, tile_tokens: query rows of the CTA, keys of a KV tile
+    group: query heads whose rows are packed: row p is token p // group. None: a row is a token
 
-    Query i sees the keys below `key_limit(i)`: all of them, or if `causal` those up to i + seq_k - seq_q, so that the
-    last query sees the last key. Tiles are visited from `tiles() - 1` down to 0; those from `full_tiles()` on need a
+    The query at token i sees the keys below its `key_limit`: all of them, or if `causal` those up to i + seq_k - seq_q,
+    so that the last query sees the last key. Tiles are visited from `tiles() - 1` down to 0; those from `full_tiles()` on need a
     mask, the others are seen whole by every row of the CTA.
     """
 
@@ -27,19 +28,28 @@ class SequenceBounds:
     rows: cutlass.Constexpr[int]
     tile_tokens: cutlass.Constexpr[int]
     causal: cutlass.Constexpr[bool]
+    group: Int32 | None = None
 
     @property
-    def limit_step(self) -> int:
-        """How much further a query sees than the one before it."""
-        return 1 if self.causal else 0
+    def all_rows(self) -> Int32:
+        """Query rows of the head, or of the heads that are packed."""
+        return self.seq_q if self.group is None else self.seq_q * self.group
+
+    @property
+    def limit_step(self) -> int | None:
+        """How much further a row sees than the one before it; None if that depends on the row."""
+        if not self.causal:
+            return 0
+        return 1 if self.group is None else None
 
     def key_limit(self, row: Int32) -> Int32:
-        """Keys [0, limit) are visible to query ``row`` < seq_q; may be negative: none."""
-        return row + 1 + (self.seq_k - self.seq_q) if self.causal else self.seq_k
+        """Keys [0, limit) are visible to query ``row`` < `all_rows`; may be negative: none."""
+        token = row if self.group is None else row // self.group
+        return token + 1 + (self.seq_k - self.seq_q) if self.causal else self.seq_k
 
     def tiles(self) -> Int32:
         """KV tiles of which some row of the CTA sees some key."""
-        last_row = cutlass.min(self.row_begin + self.rows, self.seq_q) - 1
+        last_row = cutlass.min(self.row_begin + self.rows, self.all_rows) - 1
         keys = cutlass.max(self.key_limit(last_row), 0)
         return (keys + (self.tile_tokens - 1)) // self.tile_tokens
 

@@ -134,7 +134,9 @@ def simulate(operands: Operands, config: AttentionConfig):
     return simulate_rows(operands, config.causal, getattr(torch, config.out_dtype), **rows)
 
 
-def simulate_rows(operands: Operands, causal: bool, out_dtype: torch.dtype, warp_rows: int, cta_rows: int):
+def simulate_rows(
+    operands: Operands, causal: bool, out_dtype: torch.dtype, warp_rows: int, cta_rows: int, pack_gqa: bool = False
+):
     """out and lse of the simulator; ``warp_rows``, ``cta_rows``: query rows of a warp and of a CTA."""
     o = operands
     return simulator.attention_on_image(
@@ -153,6 +155,7 @@ def simulate_rows(operands: Operands, causal: bool, out_dtype: torch.dtype, warp
         out_dtype=out_dtype,
         warp_rows=warp_rows,
         cta_rows=cta_rows,
+        pack_gqa=pack_gqa,
     )
 
 

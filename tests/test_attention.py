@@ -36,6 +36,7 @@ def simulate(q, k, v, *, causal=False, softmax_scale=None, recipe="int8", config
         softmax_scale=softmax_scale,
         recipe=recipe,
         warp_rows=tile.warp_rows,
+        pack_gqa=tile.pack_gqa,
         cta_rows=tile.rows,
         tile_tokens=tile.tile_tokens,
     )

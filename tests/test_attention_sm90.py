@@ -45,7 +45,7 @@ def check(
     Where K's and Q's scales meet in one factor, a score may be rounded otherwise than the simulator's, and with it a P.
     """
     out, lse = launch(o, config, device, out)
-    expected, expected_lse = simulate_rows(o, config.causal, out.dtype, warp_rows=16, cta_rows=64)
+    expected, expected_lse = simulate_rows(o, config.causal, out.dtype, 16, 64, pack_gqa=config.pack_gqa)
     assert_out_close(out, expected, o.recipe)
     if config.k_scale_per_token:
         assert_lse_close(lse.to(device), expected_lse, o.recipe)

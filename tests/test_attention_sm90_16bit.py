@@ -47,6 +47,7 @@ def check(config: AttentionSm90Config, q, k, v, device: torch.device, key_length
             warp_rows=16,
             cta_rows=64 * config.warpgroups,
             tile_tokens=128,
+            pack_gqa=config.pack_gqa,
         )
         assert_out_close(out[b : b + 1], simulated, recipe)
         assert_lse_close(lse[b : b + 1], simulated_lse, recipe)

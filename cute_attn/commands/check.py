@@ -126,6 +126,7 @@ def compare(problem: Problem, arch: Arch, arguments: argparse.Namespace) -> dict
         warp_rows=tile.warp_rows,
         cta_rows=tile.rows,
         tile_tokens=tile.tile_tokens,
+        pack_gqa=tile.pack_gqa,
     )
     exact, _ = reference.attention(*inputs, causal=problem.causal)
     figures: dict[str, Any] = {
