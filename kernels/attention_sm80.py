@@ -299,7 +299,7 @@ class AttentionSm80:
             scales = None
         row_scale = row_scales(scales, bounds, row, 2 * m_tiles, softmax_scale_log2)
         softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
-        mask = ScoreMask.create(bounds, row, 2 * m_tiles, lane_index() % 4, self.image.score_tokens)
+        mask = ScoreMask.create(bounds, row, lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles
         while tile > full:  # counted like this, ptxas finds registers for everything

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import cutlass
@@ -11,7 +13,7 @@ from cutlass import Float32, Int32, const_expr
 
 from .attention_sm90_config import CONSUMER_REGISTERS, AttentionSm90Config
 from .kv_ring import KvRing
-from .mask import ScoreMask
+from .mask import PairMask, ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .ptx import opaque
 from .row_copy import RowCopy, row_addresses
@@ -82,16 +84,16 @@ class Consumer:
         scores = self.recipe.scores(self.queries, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token)
         registers = CONSUMER_REGISTERS[c.warpgroups]
         softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
-        mask = ScoreMask.create(bounds, self.lane_row(), 2, lane_index() % 4, self.image.score_tokens)
+        mask_at = self.masks()
         tiles, full = self.tile_counts(bounds)
         for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
             ring.wait()
             ring.release()
-        beyond = mask.at(tiles * TILE_TOKENS)
-        limits = tuple(opaque(x) for x in beyond.limits)  # registers, where ptxas would keep all that they are made of
+        beyond = mask_at(tiles * TILE_TOKENS)
+        limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
         for _ in cutlass.range(tiles - full, unroll=1):
-            limits = tuple(limit + TILE_TOKENS for limit in limits)
-            self.visit(ring, scores, softmax, replace(beyond, limits=limits))
+            limit = limit + beyond.step(TILE_TOKENS)
+            self.visit(ring, scores, softmax, replace(beyond, limit=limit))
         _, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))  # again: no register held it
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
@@ -105,6 +107,13 @@ class Consumer:
         softmax.finish()
         return softmax
 
+    def masks(self) -> Callable[[Int32], ScoreMask | PairMask]:
+        """Position of a tile's first key -> mask of the tile."""
+        where = self.bounds, self.lane_row(), lane_index() % 4, self.image.score_tokens
+        if self.bounds.limit_step is None:
+            return partial(PairMask.create, *where)
+        return ScoreMask.create(*where).at
+
     @cute.jit
     def tile_counts(self, bounds: SequenceBounds) -> tuple[Int32, Int32]:
         """Tiles of which some row of a warpgroup sees some key, and tiles of which every row sees all."""
@@ -112,7 +121,7 @@ class Consumer:
         return tiles, cutlass.min(bounds.full_tiles(), tiles)
 
     @cute.jit
-    def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None):
+    def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | PairMask | None):
         """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V."""
         stage = ring.wait()
         sums = scores.multiply(stage)

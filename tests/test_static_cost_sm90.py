@@ -29,9 +29,10 @@ def waits(loop: LoopReport) -> int:
 
 
 @pytest.mark.parametrize("name", SLOTS)
-@pytest.mark.parametrize("causal", [False, True])
-def test_head_dim_128(name, causal):
-    kernel = attention_report(name, causal=causal, has_lse=causal)
+@pytest.mark.parametrize(("causal", "pack_gqa"), [(False, False), (True, False), (True, True)])
+def test_head_dim_128(name, causal, pack_gqa):
+    """Packed heads, whose rows take divisions, hold no register more in the main loop."""
+    kernel = attention_report(name, causal=causal, has_lse=causal, pack_gqa=pack_gqa)
     assert kernel.steady.slots["fast"] <= SLOTS[name]
     assert [waits(loop) for loop in kernel.loops] == [2, 2]
     assert kernel.highest_register < 160
@@ -50,10 +51,13 @@ def test_exponentials_on_the_fma_pipe(name):
     assert kernel.local_instructions == 0
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_tiles_with_a_mask(causal):
+@pytest.mark.parametrize(("causal", "pack_gqa"), [(False, False), (True, False), (True, True)])
+def test_tiles_with_a_mask(causal, pack_gqa):
     """A comparison and a selection a score, and maxima of floats instead of integers, two at a time."""
-    masked = max(attention_report("int8_fp8", causal=causal).loops, key=lambda loop: loop.slots["fast"])
+    masked = max(
+        attention_report("int8_fp8", causal=causal, has_lse=causal, pack_gqa=pack_gqa).loops,
+        key=lambda loop: loop.slots["fast"],
+    )
     assert masked.slots["fast"] <= 9.0
     assert masked.spills == 0
 

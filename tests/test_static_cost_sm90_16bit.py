@@ -28,9 +28,10 @@ def attention_report(name: str, head_dim: int, **changes) -> KernelReport:
 
 
 @pytest.mark.parametrize(("name", "slots"), [("fp16", 7.65), ("bf16", 7.25)])
-@pytest.mark.parametrize("causal", [False, True])
-def test_head_dim_128(name, slots, causal):
-    kernel = attention_report(name, 128, stages=5, causal=causal, has_lse=causal, varlen_k=causal)
+@pytest.mark.parametrize(("causal", "pack_gqa"), [(False, False), (True, False), (True, True)])
+def test_head_dim_128(name, slots, causal, pack_gqa):
+    which = {"causal": causal, "has_lse": causal, "varlen_k": causal, "pack_gqa": pack_gqa}
+    kernel = attention_report(name, 128, stages=5, **which)
     assert kernel.steady.slots["fast"] <= slots
     assert kernel.highest_register < 160
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
