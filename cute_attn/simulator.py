@@ -105,8 +105,8 @@ def attention_quantised(
     of_scores = row_scale if delta is None else factor.expand_as(row_scale).clamp(min=_SMALLEST_ROW_SCALE)
     rows = rows_of(as_recipe(recipe))(of_scores, head_dim, warp_rows)
     visible = _visit_tiles(rows, scores, v.float(), seq_q, cta_rows, causal, tile_tokens, together)
-    results = _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)
-    return _unpacked(results[0], together), _unpacked(results[1], together)
+    out, lse = _finish(rows, visible, q_scale, q_bias, v_scale, v_mean, softmax_scale, out_dtype)
+    return _unpacked(out, together), _unpacked(lse, together)
 
 
 def _packed(x: torch.Tensor, together: int) -> torch.Tensor:

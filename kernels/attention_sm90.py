@@ -34,8 +34,9 @@ class AttentionSm90:
     """out = softmax(softmax_scale · q kᵀ) v by warpgroup MMAs, from operands in the recipe's formats.
 
     A CTA owns 64·`warpgroups` query rows of one head and walks that head's KV tiles of 128 tokens from the last to the
-    first. One warp brings the tiles; each consumer warpgroup has 64 rows and plays all other roles in turn. The
-    warpgroups are not in step: while one waits for its MMAs, the softmax of the others keeps the other pipes busy.
+    first. With `pack_gqa` its rows are those of all query heads that share a KV head (`packed_heads`), token by token.
+    One warp brings the tiles; each consumer warpgroup has 64 rows and plays all other roles in turn. The warpgroups are
+    not in step: while one waits for its MMAs, the softmax of the others keeps the other pipes busy.
 
     Warp roles
         producer   one warp of the last warpgroup: `KvRing.produce` from `recipe.source`, up to `stages` ahead: one bulk

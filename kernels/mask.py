@@ -59,7 +59,8 @@ class PairMask:
     """The same for the two rows of a warpgroup's lane where each has a limit of its own: those of packed heads.
 
     Both are in one register, there is none left for another: 16 bits each, `_ZERO` for 0. They are counted from the
-    tile, and tiles that need a mask are near: row 0 sees all keys of the tiles before them, or none at all.
+    tile, and never far from it: the limits of a warpgroup's rows lie within 64 tokens, and tiles that need a mask are
+    those that hold them.
 
     limit, tokens: as in ScoreMask
     """

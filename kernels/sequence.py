@@ -18,8 +18,8 @@ class SequenceBounds:
     group: query heads whose rows are packed: row p is token p // group. None: a row is a token
 
     The query at token i sees the keys below its `key_limit`: all of them, or if `causal` those up to i + seq_k - seq_q,
-    so that the last query sees the last key. Tiles are visited from `tiles() - 1` down to 0; those from `full_tiles()` on need a
-    mask, the others are seen whole by every row of the CTA.
+    so that the last query sees the last key. Tiles are visited from `tiles() - 1` down to 0; those from `full_tiles()`
+    on need a mask, the others are seen whole by every row of the CTA.
     """
 
     seq_q: Int32

@@ -22,8 +22,8 @@ PACKED = WarpgroupTileConfig(pack_gqa=True)
 @pytest.mark.parametrize("group", [1, 2, 3, 7, 8])
 @pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 1, False), (5, 130, True), (70, 333, True)])
 def test_groups(device, group, seq_q, seq_k, causal):
-    """Those that divide the 8 rows between a lane's two and those that do not; warpgroups that begin within a token, and
-    some that have no rows."""
+    """Those that divide the 8 rows between a lane's two and those that do not; warpgroups that begin within a token,
+    and some that have no rows."""
     config = configured(causal=causal, pack_gqa=True)
     check(operands(config, batch=2, heads=2 * group, kv_heads=2, seq_q=seq_q, seq_k=seq_k, seed=group), config, device)
 
