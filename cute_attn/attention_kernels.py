@@ -59,6 +59,7 @@ def attention_kernel(
         "exponent": recipe.exponent,
         "fma_eighths": tile.fma_eighths,
         "warpgroups": tile.warpgroups,
+        "persistent": tile.persistent,
     }
     return AttentionSm90, AttentionSm90Config(**common, **own)
 

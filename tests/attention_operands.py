@@ -113,8 +113,12 @@ def run(
     out: torch.Tensor | None = None,
     kernel_class: type = AttentionSm80,
     arch: str | None = None,
+    others: tuple = (),
 ):
-    """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows."""
+    """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows.
+
+    others: arguments that the kernel class takes besides those of AttentionSm80
+    """
     o = operands
     shape = (o.batch, o.heads, o.seq_q, o.head_dim)
     if out is None:
@@ -124,7 +128,7 @@ def run(
     arguments = (o.data(), o.q_scale, o.q_bias, o.image, o.v_scale, o.delta, o.v_mean)
     inputs = [x if x is None else x.to(device) for x in arguments]
     kernel = jit.load(kernel_class, config, arch or target(o.recipe, inputs[0]), jit.backend())
-    kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
+    kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e), *others)
     return out.cpu(), None if lse is None else lse.cpu()
 
 

@@ -12,6 +12,7 @@ from cute_attn.kernels.attention_sm90 import AttentionSm90, AttentionSm90Config
 from cute_attn.recipe import recipes
 
 from .conftest import assert_lse_close, assert_out_close
+from .test_attention_sm90 import work_sharing
 from .test_unquantised import DTYPES, ROUNDING, random_qkv
 
 
@@ -28,7 +29,8 @@ def run(config: AttentionSm90Config, q, k, v, device: torch.device, key_lengths:
     lse = torch.full(q.shape[:3], 7.0, device=device)
     kernel = jit.load(AttentionSm90, config, "sm_90a", jit.backend())
     q, k, v = (x if x.device == device else x.to(device) for x in (q, k, v))
-    kernel(q, None, None, k, v, None, None, lengths, out, lse, k.shape[2], q.shape[3] ** -0.5 * math.log2(math.e))
+    scale, others = q.shape[3] ** -0.5 * math.log2(math.e), work_sharing(config, device)
+    kernel(q, None, None, k, v, None, None, lengths, out, lse, k.shape[2], scale, *others)
     return out.cpu(), lse.cpu()
 
 
