@@ -48,8 +48,8 @@ class WarpgroupTileConfig:
     warpgroups: consumer warpgroups of a CTA, each with 64 rows of Q; one more warp loads for them
     stages:     KV tiles in shared memory: those in use and those on their way. Of unquantised recipes K and V of a tile
                 take a stage each
-    persistent: whether a CTA goes on with another block of rows, whose first tiles arrive while the last is stored; else
-                every block of rows has a CTA
+    persistent: whether a CTA goes on with another block of rows, whose first tiles arrive while the last one is stored;
+                otherwise every block of rows has a CTA
     fma_eighths: of every eight 2^x of P in E4M3, how many the FMA pipe computes (within 0.18 %, where E4M3 rounds by up
                 to 6 %) so that the XU pipe has fewer; 0 for other formats
 
