@@ -577,7 +577,7 @@ def test_sdpa_says_why_a_backend_does_not_serve():
     assert peer_errors("sdpa_flash", Problem(1, 2, 2, 40, 40, 32, "bfloat16", True))[0].rel_l2 < 5e-3
     problem = Problem(1, 2, 2, 40, 40, 32, "bfloat16")
     with pytest.raises(RuntimeError, match="No (available|viable)"):
-        TorchSdpa("cudnn").prepare(*random_inputs(problem, "normal", 0), problem)
+        TorchSdpa((9, 0), "cudnn").prepare(*random_inputs(problem, "normal", 0), problem)
 
 
 def test_flash_attn_4_is_right_on_the_emulator():
