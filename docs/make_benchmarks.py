@@ -244,9 +244,9 @@ def static_costs() -> str:
                 rows.append((our_name(row), row.registers, row.spills, slots, cycles(row.floors), busiest))
         head = (f"`{arch}`", "registers", "spills in the loop", "slots", "tensor / XU / ALU / FMA / LSU", "bound")
         parts.append(table(head, rows) + "\n")
-    head = ("peer", "arch", "threads", *MIX)
+    columns = ("peer", "arch", "threads", *MIX)
     mix = [(p.kernel, f"`{p.arch}`", p.threads, *(f"{share:.2f}" for share in p.mix)) for p in PEERS]
-    parts.append("What the peers' slots are:\n\n" + table(head, mix) + "\n")
+    parts.append("What the peers' slots are:\n\n" + table(columns, mix) + "\n")
     return "\n".join(parts)
 
 
