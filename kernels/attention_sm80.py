@@ -7,32 +7,24 @@ from typing import Any
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float16, Float32, Int8, Int32, Int64, Uint8, const_expr, range_constexpr
-from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
+from cutlass import Float32, Int32, Int64, Uint8, const_expr
 
+from .attention_arguments import HEAD_DIMS, OUT_DTYPES, attention_arguments
 from .delta_source import DELTA_BYTES, DeltaSource
 from .epilogue import Epilogue
+from .head_views import head_channels, head_queries, head_rows
 from .kv_pipeline import KvPipeline, SplitPipeline
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
 from .quantize_query import BLOCK_TOKENS
 from .recipes import RECIPES
 from .row_copy import RowCopy
+from .row_scales import row_scales
 from .sequence import SequenceBounds
 from .tile_image import TILE_TOKENS
+from .work_order import WorkOrder
 
-__all__ = ["HEAD_DIMS", "AttentionConfig", "AttentionSm80"]
-
-HEAD_DIMS = range(16, 257, 8)
-"""Head dims that there are kernels for."""
-
-_OUT_DTYPES = {"float16": Float16, "bfloat16": BFloat16}
-
-# CUDA C++ Programming Guide, technical specifications.
-_LARGEST_GRID_Z = 65535
-
-# Keeps -inf · row_scale away from NaN, also in rows of zeros and in those that end as NaN.
-_SMALLEST_ROW_SCALE = float(2**-100)
+__all__ = ["AttentionConfig", "AttentionSm80"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ class AttentionSm80:
         allowed = {
             "recipe": tuple(dict.fromkeys(name for name, _ in RECIPES)),
             "accumulate": tuple(how for name, how in RECIPES if name == config.recipe),
-            "out_dtype": tuple(_OUT_DTYPES),
+            "out_dtype": tuple(OUT_DTYPES),
             "out_align": (16, 8, 4, 2),
             "warps": (1, 2, 4, 8),
             "m_tiles": (1, 2),
@@ -165,40 +157,8 @@ class AttentionSm80:
     def fake_arguments(self) -> tuple[Any, ...]:
         """Tensors without memory, scalars and stream that stand for `__call__`'s arguments while compiling."""
         c = self.config
-        batch, heads, kv_heads, seq_q, tiles = (cute.sym_int32() for _ in range(5))
-
-        def compact(dtype: Any, shape: tuple[Any, ...], align: int) -> Any:
-            order = tuple(reversed(range(len(shape))))
-            return make_fake_compact_tensor(dtype, shape, stride_order=order, assumed_align=align)
-
-        if self.recipe.quantised:
-            query = (compact(Int8, (batch, heads, seq_q, self.image.key_bytes), 16),)
-            query += tuple(compact(Float32, (batch, heads, seq_q), 4) for _ in range(2))
-            key_value = (
-                compact(Uint8, (batch, kv_heads, tiles, self.image.nbytes), 16),
-                compact(Float32, (batch, kv_heads, c.head_dim), 16),
-            )
-        else:
-            query = (self._fake_rows(batch, heads, seq_q, self.recipe.element, 16), None, None)
-            key_value = tuple(self._fake_rows(batch, kv_heads, tiles, self.recipe.element, 16) for _ in range(2))
-        return (
-            *query,
-            *key_value,
-            compact(Float32, (batch, heads, cute.sym_int32(), cute.sym_int32(64)), 16) if c.smooth_q else None,
-            compact(Float32, (batch, kv_heads, c.head_dim), 16) if c.smooth_v else None,
-            compact(Int32, (batch,), 4) if c.varlen_k else None,
-            self._fake_rows(batch, heads, seq_q, _OUT_DTYPES[c.out_dtype], c.out_align),
-            compact(Float32, (batch, heads, seq_q), 4) if c.has_lse else None,
-            Int32(0),
-            Float32(0),
-            make_fake_stream(use_tvm_ffi_env_stream=True),
-        )
-
-    def _fake_rows(self, batch: Any, heads: Any, tokens: Any, element: Any, align: int) -> Any:
-        """[B, H, S, D] of 16-bit floats with any strides that keep rows aligned to ``align`` bytes."""
-        strides = tuple(cute.sym_int64(divisibility=align // 2) for _ in range(3))
-        shape = (batch, heads, tokens, self.config.head_dim)
-        return make_fake_tensor(element, shape, (*strides, 1), assumed_align=align)
+        which = {"has_lse": c.has_lse, "smooth_q": c.smooth_q, "smooth_v": c.smooth_v, "varlen_k": c.varlen_k}
+        return attention_arguments(self.recipe, self.image, c.head_dim, c.out_dtype, c.out_align, **which)
 
     @cute.jit
     def __call__(
@@ -242,14 +202,12 @@ class AttentionSm80:
         softmax_scale_log2: softmax_scale · log2(e), >= 0
         """
         batch, heads, seq_q, _ = q.shape
-        all_heads = batch * heads
         head_bytes = Int64(cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1)) * self.image.nbytes
-        fitting = cutlass.min(self.config.l2_bytes // head_bytes, Int64(all_heads)).to(Int32)
-        together = cutlass.max(fitting, cute.ceil_div(all_heads, _LARGEST_GRID_Z))
-        grid = (together, cute.ceil_div(seq_q, self.rows), cute.ceil_div(all_heads, together))
+        blocks = cute.ceil_div(seq_q, self.rows)
+        order = WorkOrder.create(batch * heads, blocks, head_bytes, self.config.l2_bytes)
         self.kernel(
             q, q_scale, q_bias, keys, values, delta, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2
-        ).launch(grid=grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream)
+        ).launch(grid=order.grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream)
 
     @cute.kernel
     def kernel(
@@ -268,7 +226,9 @@ class AttentionSm80:
         softmax_scale_log2: Float32,
     ):
         batch, heads, seq_q, _ = q.shape
-        head, row_begin = self.assignment()
+        place = cute.arch.block_idx()
+        head, block = WorkOrder(*cute.arch.grid_dim()).item(place, last_first=self.config.causal)
+        row_begin = block * self.rows
         if head < batch * heads:
             kv_head = head // (heads // keys.shape[1])
             if const_expr(key_lengths is not None):
@@ -276,7 +236,7 @@ class AttentionSm80:
             bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
             tiles = bounds.tiles()
             shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
-            self.load_queries(self.head_queries(q, head), shared, bounds)
+            self.load_queries(head_queries(q, head, compact=self.recipe.quantised), shared, bounds)
             source = self.recipe.source(keys, values, kv_head, tiles, seq_k, self.image, self.threads)
             if const_expr(delta is not None):
                 source = DeltaSource.create(source, delta, head, row_begin, self.delta_blocks, tiles)
@@ -284,53 +244,20 @@ class AttentionSm80:
             pipeline.start(tiles)
             scales, biases, channels = None, None, (None, None)
             if const_expr(self.recipe.quantised):
-                scales, biases = self.head_rows(q_scale, head), self.head_rows(q_bias, head)
-                channels = (self.head_channels(values, kv_head), self.head_channels(v_mean, kv_head))
+                scales, biases = head_rows(q_scale, head), head_rows(q_bias, head)
+                channels = (head_channels(values, kv_head), head_channels(v_mean, kv_head))
             softmax = self.attend(pipeline, bounds, shared, scales, softmax_scale_log2)
             query = (scales, biases, softmax_scale_log2)
             epilogue = Epilogue(softmax, bounds, query, self.warp_row(), self.image, self.config.m_tiles)
             epilogue.store_output(out[head // heads, head % heads, None, None], channels)
             if const_expr(lse is not None):
-                epilogue.store_lse(self.head_rows(lse, head))
+                epilogue.store_lse(head_rows(lse, head))
 
     def pipeline(self, source: Any, ring: cute.Pointer) -> KvPipeline | SplitPipeline:
         """How KV tiles from ``source`` come to shared memory, `stages` tiles at ``ring``."""
         if self.config.stages == 1:
             return SplitPipeline(source, ring)
         return KvPipeline.create(source, ring, self.stage_bytes, self.config.stages)
-
-    def assignment(self) -> tuple[Int32, Int32]:
-        """(batch·heads + head, first query row) of this CTA.
-
-        Blocks start in the order x, y, z: the heads of an L2-sized group, longest rows first if causal, group by group.
-        """
-        x, y, z = cute.arch.block_idx()
-        group, blocks, _ = cute.arch.grid_dim()
-        block = blocks - 1 - y if self.config.causal else y
-        return z * group + x, block * self.rows
-
-    def head_rows(self, x: cute.Tensor, head: Int32) -> cute.Tensor:
-        """[Sq] of one head of a compact [B, Hq, Sq] tensor."""
-        seq_q = x.shape[2]
-        return cute.make_tensor(x.iterator + Int64(head) * seq_q, cute.make_layout(seq_q))
-
-    def head_channels(self, x: cute.Tensor | None, head: Int32) -> cute.Tensor | None:
-        """[D] of one KV head of a compact [B, Hkv, D] tensor, if there is one."""
-        if const_expr(x is None):
-            return None
-        head_dim = self.config.head_dim
-        return cute.make_tensor(x.iterator + Int64(head) * head_dim, cute.make_layout(head_dim))
-
-    def head_queries(self, q: cute.Tensor, head: Int32) -> cute.Tensor:
-        """[Sq, D] of one head of Q.
-
-        Compact Q is addressed by the flat head: with strides, ptxas spills a dozen registers in int8's masked loop.
-        """
-        _, heads, seq_q, row_bytes = q.shape
-        if self.recipe.quantised:
-            rows = cute.make_layout((seq_q, row_bytes), stride=(row_bytes, 1))
-            return cute.make_tensor(q.iterator + Int64(head) * seq_q * row_bytes, rows)
-        return q[head // heads, head % heads, None, None]
 
     def warp_row(self) -> Int32:
         """First of the warp's rows, relative to the CTA's first row."""
@@ -339,21 +266,6 @@ class AttentionSm80:
     def lane_row(self, bounds: SequenceBounds) -> Int32:
         """Query of this lane's accumulator row 0; row r is 8·r further."""
         return bounds.row_begin + self.warp_row() + lane_index() // 4
-
-    @cute.jit
-    def row_scales(self, scales: cute.Tensor | None, bounds: SequenceBounds, factor: Float32) -> cute.Tensor:
-        """float32 (2·m_tiles,): ``factor``, times Q's scale if given, of each of this lane's rows; positive, finite."""
-        row = self.lane_row(bounds)
-        row_scale = cute.make_rmem_tensor((2 * self.config.m_tiles,), Float32)
-        for r in range_constexpr(2 * self.config.m_tiles):
-            row_scale[r] = factor
-            if const_expr(scales is not None):
-                row_scale[r] = Float32(0)
-                if row + 8 * r < bounds.seq_q:
-                    product = scales[row + 8 * r] * factor
-                    row_scale[r] = product if product < Float32.inf else Float32(0)
-            row_scale[r] = cute.arch.fmax(row_scale[r], Float32(_SMALLEST_ROW_SCALE))
-        return row_scale
 
     @cute.jit
     def load_queries(self, q: cute.Tensor, shared: cute.Pointer, bounds: SequenceBounds):
@@ -381,12 +293,14 @@ class AttentionSm80:
         """
         m_tiles = self.config.m_tiles
         scores = self.recipe.scores(shared, self.q_planes, self.warp_row(), bounds.seq_q >> 31, self.image, m_tiles)
+        row = self.lane_row(bounds)
         if const_expr(self.config.smooth_q):  # Q's scales must be in the scores that meet the row of delta
             block = 0 if const_expr(self.delta_blocks == 1) else self.warp_row() // BLOCK_TOKENS
-            scores = scores.with_delta(self.row_scales(scales, bounds, Float32(1)), block)
+            scores = scores.with_delta(row_scales(scales, bounds, row, 2 * m_tiles, Float32(1)), block)
             scales = None
-        softmax = self.recipe.softmax(self.row_scales(scales, bounds, softmax_scale_log2), self.image, m_tiles)
-        mask = ScoreMask.create(bounds, self.lane_row(bounds), lane_index() % 4, self.image.score_tokens)
+        row_scale = row_scales(scales, bounds, row, 2 * m_tiles, softmax_scale_log2)
+        softmax = self.recipe.softmax(row_scale, self.image, m_tiles)
+        mask = ScoreMask.create(bounds, row, lane_index() % 4, self.image.score_tokens)
         tiles, full = bounds.tiles(), bounds.full_tiles()
         tile = tiles
         while tile > full:  # counted like this, ptxas finds registers for everything

@@ -11,13 +11,11 @@ from cutlass import Float8E4M3FN, Float32, Int8, Int32, const_expr, range_conste
 from cutlass.cute.nvgpu import warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW, lane_index
+from .row_scales import SMALLEST_FACTOR
 from .tile_image import TileImage
 from .warpgroup_mma import ROWS, multiply, plane_operand, warpgroup_mma
 
-__all__ = ["SMALLEST_FACTOR", "WarpgroupScores"]
-
-SMALLEST_FACTOR = float(2**-100)
-"""Keeps -inf · factor away from NaN, also in rows of zeros, in those that end as NaN, and with tokens past the end."""
+__all__ = ["WarpgroupScores"]
 
 _ELEMENTS = {"int8": Int8, "e4m3": Float8E4M3FN}
 

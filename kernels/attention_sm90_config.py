@@ -1,0 +1,104 @@
+"""Static configuration of the Hopper attention kernel, and which of them can be compiled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .attention_arguments import HEAD_DIMS, OUT_DTYPES
+from .kv_ring import KvRing
+from .softmax_warpgroup import value_parts
+from .warpgroup_mma import ROWS
+from .warpgroup_recipes import LOG_LINEAR_RECIPES, WARPGROUP_RECIPES
+
+__all__ = ["CONSUMER_REGISTERS", "PRODUCER_REGISTERS", "AttentionSm90Config", "refusal", "shared_bytes"]
+
+PRODUCER_REGISTERS = 24
+CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160}
+"""Registers a thread: the 65536 of a multiprocessor over the threads, in steps of 8. The producer needs few, and gives
+the others up: by consumer warpgroups, 24 · 128 + registers · 128 · warpgroups <= 65536."""
+
+# CUDA C++ Programming Guide, technical specifications: dynamic shared memory of a CTA.
+_SHARED_BYTES = 227 * 1024
+
+
+@dataclass(frozen=True)
+class AttentionSm90Config:
+    """Static configuration: one compiled kernel per value.
+
+    head_dim:  D, a multiple of 8 from 16 to 256
+    out_dtype: "float16" or "bfloat16"
+    causal:    query i sees keys up to i + seq_k - seq_q
+    has_lse:   whether the log-sum-exp is written
+    out_align: alignment in bytes of every row of the output, 16, 8, 4 or 2: the width of its stores
+    warpgroups, stages: consumer warpgroups of 64 query rows per CTA, KV tiles in shared memory; in recipes fp16 and
+               bf16, whose K and V take turns, tiles of K or V
+    l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2: half of the 50 MB of an H100,
+               whose other half is far
+    recipe, accumulate, exponent: as of cute_attn.Recipe
+    k_scale_per_token: whether every token of K has a scale of its own, which costs a multiplication per score;
+               otherwise the tokens {16i + 4t … + 3} of a tile share theirs, for each t
+    fma_eighths: of every eight 2^x how many the FMA pipe computes instead of the XU pipe, within 0.18 %: for E4M3
+               values, which round P by up to 6 %. With exponent "fast" there are none
+    smooth_v:  whether a tensor brings back V's mean
+    varlen_k:  whether every batch element has its own number of keys, given by a tensor
+    """
+
+    head_dim: int
+    out_dtype: str = "float16"
+    causal: bool = False
+    has_lse: bool = False
+    out_align: int = 16
+    warpgroups: int = 3
+    stages: int = 4
+    l2_bytes: int = 25 << 20
+    recipe: str = "int8_fp8"
+    accumulate: str = "float32+float32"
+    exponent: str = "exact"
+    k_scale_per_token: bool = False
+    fma_eighths: int = 0
+    smooth_v: bool = False
+    varlen_k: bool = False
+
+
+def refusal(config: AttentionSm90Config) -> str | None:
+    """None, or why there is no kernel of this configuration."""
+    allowed: dict[str, tuple[Any, ...]] = {
+        "recipe": tuple(WARPGROUP_RECIPES),
+        "out_dtype": tuple(OUT_DTYPES),
+        "out_align": (16, 8, 4, 2),
+        "warpgroups": (1, 2, 3),
+        "stages": (1, 2, 3, 4, 5, 6, 7, 8),
+        "exponent": ("exact", "fast") if config.recipe in LOG_LINEAR_RECIPES else ("exact",),
+        "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") and config.exponent == "exact" else (0,),
+    }
+    if config.head_dim not in HEAD_DIMS:
+        return f"head_dim={config.head_dim!r} is not a multiple of 8 from {HEAD_DIMS[0]} to {HEAD_DIMS[-1]}"
+    for field, values in allowed.items():
+        if (value := getattr(config, field)) not in values:
+            given = f" with recipe={config.recipe!r}" if field in ("exponent", "fma_eighths") else ""
+            return f"{field}={value!r}{given} is not one of {', '.join(map(str, values))}"
+    if config.accumulate != (expected := WARPGROUP_RECIPES[config.recipe].accumulate):
+        return f"accumulate={config.accumulate!r} is not {expected}, which recipe={config.recipe!r} needs"
+    registers = CONSUMER_REGISTERS[config.warpgroups]
+    if value_parts(WARPGROUP_RECIPES[config.recipe].image(config.head_dim), registers) is None:
+        return (
+            f"warpgroups={config.warpgroups} leave {registers} registers a thread, too few for "
+            f"head_dim={config.head_dim}: use warpgroups=2"
+        )
+    if (needed := shared_bytes(config)) > _SHARED_BYTES:
+        return (
+            f"stages={config.stages} need {needed} bytes of shared memory with warpgroups={config.warpgroups} and "
+            f"head_dim={config.head_dim}; a CTA has {_SHARED_BYTES}: use fewer"
+        )
+    if config.smooth_v and not WARPGROUP_RECIPES[config.recipe].quantised:
+        return f"recipe={config.recipe!r} smooths nothing, because it quantises nothing"
+    return None
+
+
+def shared_bytes(config: AttentionSm90Config) -> int:
+    """Dynamic shared memory of a CTA: Q, the stages, and their barriers."""
+    recipe = WARPGROUP_RECIPES[config.recipe]
+    image = recipe.image(config.head_dim)
+    queries = ROWS * config.warpgroups * image.key_bytes
+    return queries + config.stages * (image.nbytes // recipe.turns) + KvRing.barrier_bytes(config.stages)

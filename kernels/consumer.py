@@ -1,0 +1,121 @@
+"""A consumer warpgroup of the Hopper attention kernel: its rows of Q, and its walk over the KV tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import cutlass
+import cutlass.cute as cute
+from cutlass import Float32, Int32, Int64, const_expr
+
+from .attention_sm90_config import CONSUMER_REGISTERS, AttentionSm90Config
+from .kv_ring import KvRing
+from .mask import ScoreMask
+from .operand_planes import lane_index, operand_planes
+from .ptx import opaque
+from .row_copy import RowCopy
+from .row_scales import row_scales
+from .sequence import SequenceBounds
+from .warpgroup_mma import ROWS
+from .warpgroup_recipes import TILE_TOKENS, WarpgroupRecipe
+
+__all__ = ["THREADS", "Consumer"]
+
+THREADS = 128
+"""Of a warpgroup."""
+
+
+@dataclass(frozen=True)
+class Consumer:
+    """A warpgroup with 64 rows of Q, all roles but the producer's in turn.
+
+    warpgroup: which of the CTA's it is
+    bounds:    its rows; queries: their planes (shared, 256-byte aligned)
+    recipe, image: of the configuration; stage_bytes: of the ring
+    """
+
+    warpgroup: Int32
+    bounds: SequenceBounds
+    queries: cute.Pointer
+    config: cutlass.Constexpr[AttentionSm90Config]
+    recipe: cutlass.Constexpr[WarpgroupRecipe]
+    image: cutlass.Constexpr[Any]
+    stage_bytes: cutlass.Constexpr[int]
+
+    def warp_row(self) -> Int32:
+        """First of the warp's rows, relative to its warpgroup's first row."""
+        return cute.arch.thread_idx()[0] % THREADS // 32 * 16
+
+    def lane_row(self) -> Int32:
+        """Query of this lane's accumulator row 0; row 1 is 8 further."""
+        return self.bounds.row_begin + self.warp_row() + lane_index() // 4
+
+    @cute.jit
+    def load_queries(self, q: cute.Tensor):
+        """A warpgroup's rows of Q [Sq, D] -> its planes, zeros past the last one; ready for the tensor cores."""
+        thread, element_bytes = cute.arch.thread_idx()[0] % THREADS, self.recipe.query_bytes
+        copy = RowCopy.create(operand_planes(ROWS, self.image.key_bytes), element_bytes * q.shape[1], THREADS, thread)
+        step = Int64(q.stride[0]) * element_bytes
+        first = self.bounds.row_begin + copy.row
+        copy.copy(self.queries, q.iterator.toint() + first * step + copy.byte, step, self.bounds.seq_q - first)
+        cute.arch.cp_async_commit_group()
+        cute.arch.cp_async_wait_group(0)
+        cute.arch.fence_proxy("async.shared", space="cta")
+        cute.arch.barrier(barrier_id=1 + self.warpgroup, number_of_threads=THREADS)
+
+    @cute.jit
+    def attend(self, ring: KvRing, brought: Int32, scales: cute.Tensor | None, softmax_scale_log2: Float32) -> Any:
+        """Visit the KV tiles from the last to the first; returns the softmax's final state.
+
+        brought: tiles of which some row of the CTA sees some key; Tiles of which none of this warpgroup's rows
+        sees a key are given back unread. Then two loops with the same body: the tiles that need a mask, and the steady
+        loop over all others, which has no instruction for masks.
+
+        scales: Q's, [Sq], or None
+        """
+        c, bounds = self.config, self.bounds
+        row_scale = row_scales(scales, bounds, self.lane_row(), 2, softmax_scale_log2)
+        stages = (c.stages, self.stage_bytes)
+        scores = self.recipe.scores(self.queries, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token)
+        registers = CONSUMER_REGISTERS[c.warpgroups]
+        softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
+        mask = ScoreMask.create(bounds, self.lane_row(), lane_index() % 4, self.image.score_tokens)
+        tiles, full = self.tile_counts(bounds)
+        for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
+            ring.wait()
+            ring.release()
+        beyond = mask.at(tiles * TILE_TOKENS)
+        limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
+        for _ in cutlass.range(tiles - full, unroll=1):
+            limit = limit + TILE_TOKENS
+            self.visit(ring, scores, softmax, replace(beyond, limit=limit))
+        _, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))  # again: no register held it
+        if const_expr(softmax.chunk_tiles is None):
+            for _ in cutlass.range(full, unroll=1):
+                self.visit(ring, scores, softmax, None)
+        else:
+            for chunk in cutlass.range((full + (softmax.chunk_tiles - 1)) // softmax.chunk_tiles, unroll=1):
+                softmax.bound_sums()
+                left = full - chunk * softmax.chunk_tiles
+                for _ in cutlass.range(cutlass.min(left, softmax.chunk_tiles), unroll=1):
+                    self.visit(ring, scores, softmax, None)
+        softmax.finish()
+        return softmax
+
+    @cute.jit
+    def tile_counts(self, bounds: SequenceBounds) -> tuple[Int32, Int32]:
+        """Tiles of which some row of a warpgroup sees some key, and tiles of which every row sees all."""
+        tiles = bounds.tiles() if bounds.row_begin < bounds.seq_q else Int32(0)
+        return tiles, cutlass.min(bounds.full_tiles(), tiles)
+
+    @cute.jit
+    def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None):
+        """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V."""
+        stage = ring.wait()
+        sums = scores.multiply(stage)
+        y, largest, factors = scores.dequantise(sums, stage, mask)
+        softmax.update(largest, factors)
+        p = softmax.probabilities(y, factors)
+        softmax.accumulate(p, ring.wait_values(stage))
+        ring.release()
