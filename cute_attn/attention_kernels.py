@@ -60,6 +60,7 @@ def attention_kernel(
         "fma_eighths": tile.fma_eighths,
         "warpgroups": tile.warpgroups,
         "pack_gqa": tile.pack_gqa,
+        "persistent": tile.persistent,
     }
     return AttentionSm90, AttentionSm90Config(**common, **own)
 

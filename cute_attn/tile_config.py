@@ -49,6 +49,8 @@ class WarpgroupTileConfig:
     warpgroups: consumer warpgroups of a CTA, each with 64 rows of Q; one more warp loads for them
     stages:     KV tiles in shared memory: those in use and those on their way. Of unquantised recipes K and V of a tile
                 take a stage each
+    persistent: whether a CTA goes on with another block of rows, whose first tiles arrive while the last one is stored;
+                otherwise every block of rows has a CTA
     fma_eighths: of every eight 2^x of P in E4M3, how many the FMA pipe computes (within 0.18 %, where E4M3 rounds by up
                 to 6 %) so that the XU pipe has fewer; 0 for other formats
     pack_gqa:   whether a CTA's rows are those of all query heads that share a KV head, token by token: fewer rows are
@@ -63,13 +65,15 @@ class WarpgroupTileConfig:
 
     warpgroups: int = 3
     stages: int = 2
+    persistent: bool = True
     fma_eighths: int = 0
     pack_gqa: bool = False
 
     def __post_init__(self) -> None:
         _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
-        if not isinstance(self.pack_gqa, bool):
-            raise ValueError(f"config.pack_gqa={self.pack_gqa!r}; use True or False")
+        for field in ("persistent", "pack_gqa"):
+            if type(value := getattr(self, field)) is not bool:
+                raise ValueError(f"config.{field}={value!r}; use True or False")
 
     @property
     def rows(self) -> int:

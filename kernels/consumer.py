@@ -57,15 +57,23 @@ class Consumer:
         return self.bounds.row_begin + self.warp_row() + lane_index() // 4
 
     @cute.jit
-    def load_queries(self, q: cute.Tensor):
-        """A warpgroup's rows of Q [rows, D] -> its planes, zeros past the last one; ready for the tensor cores."""
-        thread, element_bytes = cute.arch.thread_idx()[0] % THREADS, self.recipe.query_bytes
+    def request_queries(self, q: cute.Tensor):
+        """A warpgroup's rows of Q [rows, D] -> its planes, zeros past the last one; `await_queries` comes before use."""
+        # Opaque: what follows from it is made again for every block, and not kept through the main loop.
+        thread, element_bytes = opaque(cute.arch.thread_idx()[0] % THREADS), self.recipe.query_bytes
         copy = RowCopy.create(operand_planes(ROWS, self.image.key_bytes), element_bytes * q.shape[1], THREADS, thread)
         first = self.bounds.row_begin + copy.row
         copy.copy(self.queries, row_addresses(q, first, copy.byte), self.bounds.all_rows - first)
         cute.arch.cp_async_commit_group()
+
+    def await_queries(self) -> None:
+        """Until the warpgroup's rows of Q are there for the tensor cores."""
         cute.arch.cp_async_wait_group(0)
         cute.arch.fence_proxy("async.shared", space="cta")
+        self.meet()
+
+    def meet(self) -> None:
+        """Until all warps of the warpgroup are here."""
         cute.arch.barrier(barrier_id=1 + self.warpgroup, number_of_threads=THREADS)
 
     @cute.jit
@@ -86,15 +94,17 @@ class Consumer:
         softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
         mask_at = self.masks()
         tiles, full = self.tile_counts(bounds)
+        counts = full * 4 + (tiles - full)  # both in one register: 64 rows have at most two tiles that need a mask
         for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
             ring.wait()
             ring.release()
         beyond = mask_at(tiles * TILE_TOKENS)
-        limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
-        for _ in cutlass.range(tiles - full, unroll=1):
+        limit = beyond.limit
+        while counts & 3 > 0:
+            counts = counts - 1
             limit = limit + beyond.step(TILE_TOKENS)
             self.visit(ring, scores, softmax, replace(beyond, limit=limit))
-        _, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))  # again: no register held it
+        full = counts >> 2
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
                 self.visit(ring, scores, softmax, None)
