@@ -252,7 +252,9 @@ class AttentionSm90:
         """Head (batch·Hq + query head; of packed ones batch·Hkv + KV head) and rows of a block."""
         head, block = order.at(number, last_first=self.config.causal)
         seq_k = opaque(call.keys_of(head // call.heads))  # what follows from it is not kept from block to block
-        packed, seq_q = call.rows if const_expr(self.config.pack_gqa) else (None, call.rows)
+        packed, seq_q = None, call.rows
+        if const_expr(self.config.pack_gqa):
+            packed, seq_q = call.rows[0], opaque(call.rows[1])  # nor the product of both
         bounds = SequenceBounds(seq_q, seq_k, block * self.rows, self.rows, TILE_TOKENS, self.config.causal, packed)
         return head, bounds
 

@@ -47,10 +47,7 @@ class Consumer:
 
     def warp_row(self) -> Int32:
         """First of the warp's rows, relative to its warpgroup's first row."""
-        thread = cute.arch.thread_idx()[0]
-        if self.bounds.group is not None:  # a new value each time: no register holds what rows are divided into
-            thread = opaque(thread)
-        return thread % THREADS // 32 * 16
+        return cute.arch.thread_idx()[0] % THREADS // 32 * 16
 
     def lane_row(self) -> Int32:
         """Query of this lane's accumulator row 0; row 1 is 8 further."""
@@ -58,7 +55,7 @@ class Consumer:
 
     @cute.jit
     def request_queries(self, q: cute.Tensor):
-        """A warpgroup's rows of Q [rows, D] -> its planes, zeros past the last one; `await_queries` comes before use."""
+        """A warpgroup's rows of Q [rows, D] -> its planes, zeros past the last one; `await_queries` before use."""
         # Opaque: what follows from it is made again for every block, and not kept through the main loop.
         thread, element_bytes = opaque(cute.arch.thread_idx()[0] % THREADS), self.recipe.query_bytes
         copy = RowCopy.create(operand_planes(ROWS, self.image.key_bytes), element_bytes * q.shape[1], THREADS, thread)
