@@ -22,6 +22,7 @@ from .consumer import THREADS, Consumer
 from .epilogue import Epilogue
 from .head_views import head_channels, head_queries, head_rows, packed_heads
 from .kv_ring import BARRIER_BYTES, KvRing
+from .operand_planes import operand_planes
 from .ptx import opaque
 from .sequence import SequenceBounds
 from .warpgroup_mma import ROWS
@@ -42,8 +43,9 @@ class AttentionSm90:
 
     Warp roles
         producer   one warp of the last warpgroup: `KvRing.produce` from `recipe.source`, up to `stages` ahead: one bulk
-                   copy a tile image (`TileImages`), a TMA copy for 64 channels of K or V (`TensorTiles`)
-        consumers  load      `load_queries`, once
+                   copy a tile image (`TileImages`), a TMA copy for 64 channels of K or V (`TensorTiles`); `WorkQueue`:
+                   which block of rows is next
+        consumers  load      `Consumer.request_queries`, once a block, while the last one is stored
                    mma       `recipe.scores.multiply` (S = Q·Kᵀ), `recipe.softmax.accumulate` (O += P·V, P·1)
                    softmax   `recipe.scores.dequantise`, `ScoreMask`, `recipe.softmax.update`, `.probabilities`
                    epilogue  `Epilogue.store_output`, `Epilogue.store_lse`
@@ -52,13 +54,15 @@ class AttentionSm90:
     Barriers
         full[stage]   mbarrier; 1 arrival, the producer's, and the tile's bytes
         empty[stage]  mbarrier; 4·`warpgroups` arrivals, one of each consumer warp
+        full[slot]    mbarrier of the queue; 1 arrival, the producer's, which has written a block's number
+        empty[slot]   mbarrier of the queue; 4·`warpgroups` arrivals, of consumer warps that need the number no more
         0             all threads: the mbarriers are initialised
-        1 + w         the 128 threads of consumer warpgroup w: its rows of Q are in shared memory
+        1 + w         the 128 threads of consumer warpgroup w: its rows of Q are in shared memory, or read for good
 
     Tiles of recipe int8_fp8, three warpgroups, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte
     address)
         tensor  memory     logical shape            layout                                swizzle  owner, lifetime
-        sQ      shared     (row, byte) (64,128)     (64,(32,4)):(32,(1,2048)), s8         <1,4,3>  warpgroup, kernel
+        sQ      shared     (row, byte) (64,128)     (64,(32,4)):(32,(1,2048)), s8         <1,4,3>  warpgroup, block
         sK      shared     (token, dim) (128,128)   TileImage.k, s8                       <1,4,3>  CTA, one stage
         sV      shared     (channel, token)         TileImage.v and .ones, e4m3           <1,4,3>  CTA, one stage
         sScale  shared     (1, token) (1,128)       (1,128):(128,1), f32                  none     CTA, one stage
@@ -103,6 +107,7 @@ class AttentionSm90:
         self.rows = ROWS * config.warpgroups
         self.consumers = THREADS * config.warpgroups
         self.threads = self.consumers + THREADS
+        self.q_planes = operand_planes(ROWS, self.image.key_bytes)
         self.q_bytes = ROWS * self.image.key_bytes
         self.shared_bytes = shared_bytes(config)
 

@@ -44,14 +44,22 @@ CTAS = 3
 """That run at the same time, so that a CTA has several blocks of rows, and CTAs different numbers of them."""
 
 
-def work_sharing(config: AttentionSm90Config, device: torch.device) -> tuple[torch.Tensor | None, int]:
+def work_sharing(
+    config: AttentionSm90Config, device: torch.device, ctas: int = CTAS
+) -> tuple[torch.Tensor | None, int]:
     """The arguments that the kernel takes besides those of AttentionSm80."""
     draws = AttentionSm90(config).draws
-    return torch.zeros(1, dtype=torch.int32, device=device) if draws else None, CTAS
+    return torch.zeros(1, dtype=torch.int32, device=device) if draws else None, ctas
 
 
-def launch(o: Operands, config: AttentionSm90Config, device: torch.device, out: torch.Tensor | None = None):
-    others = work_sharing(config, device)
+def launch(
+    o: Operands,
+    config: AttentionSm90Config,
+    device: torch.device,
+    out: torch.Tensor | None = None,
+    ctas: int = CTAS,
+):
+    others = work_sharing(config, device, ctas)
     results = run(o, config, device, out, AttentionSm90, "sm_90a", others)
     assert others[0] is None or others[0].item() == 0  # as it was, for the next launch
     return results

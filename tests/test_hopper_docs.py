@@ -43,6 +43,7 @@ from cute_attn.arch import ARCHS
 from cute_attn.kernels.softmax_warpgroup import FORMATS
 from cute_attn.kernels.swizzled_tile import SwizzledTile
 from cute_attn.kernels.tile_image import VALUE_BYTES, StaticLayout
+from cute_attn.kernels.work_queue import WorkQueue
 from cute_attn.tile_images import FORMAT_DTYPES, pack_tile_images
 
 THREADS = range(128)
@@ -175,7 +176,8 @@ def test_shared_tensors_follow_one_another_and_are_aligned(name: str) -> None:
             bits, base, shift = layout.swizzle
             assert aligned >= 1 << (base + shift + bits), tensor
         assert first < kernel.shared_bytes
-    assert shared_tensors(name)[-1][0][5] == kernel.shared_bytes - 8 * (2 * kernel.config.stages + 1)
+    barriers, mailbox = (tensor[5] for tensor, _ in shared_tensors(name)[-2:])
+    assert mailbox == barriers + 8 * (2 * kernel.config.stages + 1) == kernel.shared_bytes - WorkQueue.nbytes()
 
 
 @pytest.mark.parametrize(("name", "head_dim"), COMPILED)
@@ -222,6 +224,7 @@ def test_barriers_count_what_arrives(name: str, head_dim: int) -> None:
     assert found.full == (1,) * config.stages
     assert found.empty == (4 * config.warpgroups,) * config.stages
     assert found.own == 1
+    assert (found.posted, found.taken) == ((1, 1), (4 * config.warpgroups,) * 2)
 
 
 def test_the_timeline_is_that_of_a_ring() -> None:

@@ -39,11 +39,15 @@ class Barriers:
     full: tuple[int, ...]
     empty: tuple[int, ...]
     own: int
+    posted: tuple[int, ...]
+    taken: tuple[int, ...]
 
 
 @cache
 def barriers(name: str, head_dim: int = HEAD_DIM) -> Barriers:
-    """In the order of their addresses, which is that of `KvRing`: the full ones, the empty ones, the producer's own."""
+    """In the order of their addresses: of `KvRing` the full ones, the empty ones and the producer's own, then those of
+    `WorkQueue`.
+    """
     ptx, stages = program_of(name, head_dim).ptx, kernel_of(name, head_dim).config.stages
     constants = dict(_MOVE.findall(ptx))
     offsets = dict(_ADD.findall(ptx))
@@ -54,5 +58,8 @@ def barriers(name: str, head_dim: int = HEAD_DIM) -> Barriers:
     places = sorted(counts)
     in_order = tuple(counts[place] for place in places)
     step = KvRing.barrier_bytes(1) - KvRing.barrier_bytes(0)
-    assert [place - places[0] for place in places] == [i * step // 2 for i in range(2 * stages + 1)]
-    return Barriers(in_order[:stages], in_order[stages : 2 * stages], in_order[-1])
+    assert [place - places[0] for place in places] == [i * step // 2 for i in range(2 * stages + 5)]
+    own = 2 * stages
+    return Barriers(
+        in_order[:stages], in_order[stages:own], in_order[own], in_order[own + 1 : own + 3], in_order[own + 3 :]
+    )

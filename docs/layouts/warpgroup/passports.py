@@ -8,6 +8,7 @@ from math import gcd
 from cute_attn.kernels.kv_ring import KvRing
 from cute_attn.kernels.swizzled_tile import SwizzledTile
 from cute_attn.kernels.tile_image import StaticLayout
+from cute_attn.kernels.work_queue import WorkQueue
 
 from ..passports import BASE_ALIGN, register_table, shared_table
 from .cores import bytes_of
@@ -50,12 +51,16 @@ def shared_tensors(name: str) -> list[tuple[Tensor, int]]:
             ("ones", "(byte of 8 rows, plane)", image.ones, image.values, "bytes", tiles + image.ones_offset),
             ("sScale", "(1, token)", image.scales, "float32", "float32", tiles + image.scale_offset),
         ]  # fmt: skip
-    queries: Tensor = ("sQ", "(row, byte)", kernel.q_planes, element, "bytes", 0, "warpgroup", "whole kernel")
+    queries: Tensor = ("sQ", "(row, byte)", kernel.q_planes, element, "bytes", 0, "warpgroup", "one block")
     ring: Tensor = ("barriers", "(barrier)", StaticLayout((count,), (1,)), "mbarrier, 8 B", "mbarriers", barriers,
                     "CTA", "whole kernel")  # fmt: skip
+    behind = barriers + KvRing.barrier_bytes(config.stages)
+    words = WorkQueue.nbytes() // 8
+    mailbox: Tensor = ("mailbox", "(barrier or two numbers)", StaticLayout((words,), (1,)), "mbarrier, 8 B", "8 B",
+                       behind, "CTA", "whole kernel")  # fmt: skip
     found: list[tuple[Tensor, int]] = [(queries, gcd(BASE_ALIGN, kernel.q_bytes))]
     found += [((*facts, "CTA", "one stage"), gcd(BASE_ALIGN, facts[-1], kernel.stage_bytes)) for facts in operands]
-    return [*found, (ring, gcd(BASE_ALIGN, barriers))]
+    return [*found, (ring, gcd(BASE_ALIGN, barriers)), (mailbox, gcd(BASE_ALIGN, behind))]
 
 
 def shared_passports() -> str:

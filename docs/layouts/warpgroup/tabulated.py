@@ -45,6 +45,8 @@ _ARRIVALS = {
     "full": ("the producer: `arrive.expect_tx`, and the bytes of the copy", "consumers, before they read the stage"),
     "empty": ("lane 0 of every consumer warp that has read the stage", "the producer, before it asks for a tile"),
     "own": ("the producer", "the producer, for a last tile of V that it has to clear (`TensorTiles`)"),
+    "posted": ("the producer, when it has written the number of a block", "consumers, before they read it"),
+    "taken": ("lane 0 of every consumer warp, after its main loop", "the producer, before it writes there again"),
 }
 
 
@@ -53,10 +55,16 @@ def barrier_table() -> str:
     rows = []
     for name, head_dim in (("int8_fp8", 128), ("int8_fp8", 256), ("int8_fp16", 256)):
         found, config = barriers(name, head_dim), kernel_of(name, head_dim).config
-        counts = {"full": set(found.full), "empty": set(found.empty), "own": {found.own}}
-        for which, (count,) in counts.items():
-            number = 1 if which == "own" else config.stages
-            rows.append((f"{config.warpgroups}", config.stages, f"{which}, {number}", count, *_ARRIVALS[which]))
+        counts = {
+            "full": found.full,
+            "empty": found.empty,
+            "own": (found.own,),
+            "posted": found.posted,
+            "taken": found.taken,
+        }
+        for which, arrivals in counts.items():
+            (count,) = set(arrivals)
+            rows.append((f"{config.warpgroups}", config.stages, f"{which}, {len(arrivals)}", count, *_ARRIVALS[which]))
     head = ("warpgroups", "stages", "barrier, how many", "arrivals a phase", "who arrives", "who waits")
     return table(head, rows)
 

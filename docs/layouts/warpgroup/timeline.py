@@ -70,7 +70,7 @@ def _arguments(kernel: AttentionSm90) -> tuple:
     image = pack_tile_images(integers(keys), k_scale, v, recipe.qk_format, kernel.image.tokens, kernel.image.sum_rows)
     ones = torch.full((1, 1, rows), 2.0**-4), torch.zeros(1, 1, rows), torch.ones(1, 1, head_dim)
     out = torch.empty(1, 1, rows, head_dim, dtype=torch.float16)
-    return integers(rows), *ones[:2], image, ones[2], None, None, None, out, None, keys, head_dim**-0.5
+    return integers(rows), *ones[:2], image, ones[2], None, None, None, out, None, keys, head_dim**-0.5, None, 1
 
 
 @cache
