@@ -226,4 +226,6 @@ class AttentionSm90:
         """The stages behind Q, and the barriers behind them."""
         tiles = shared + self.config.warpgroups * self.q_bytes
         barriers = cute.recast_ptr(tiles + self.config.stages * self.stage_bytes, dtype=Int64)
-        return KvRing.create(tiles, barriers, self.stage_bytes, self.config.stages, self.recipe.turns)
+        return KvRing.create(
+            tiles, barriers, self.stage_bytes, self.config.stages, self.recipe.turns, keys_ahead=self.config.overlap
+        )

@@ -8,8 +8,9 @@ from typing import Any
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, const_expr
+from cutlass.cute.nvgpu import warpgroup
 
-from .attention_sm90_config import CONSUMER_REGISTERS, AttentionSm90Config
+from .attention_sm90_config import AttentionSm90Config, product_registers
 from .kv_ring import KvRing
 from .mask import ScoreMask
 from .operand_planes import lane_index, operand_planes
@@ -24,6 +25,40 @@ __all__ = ["THREADS", "Consumer"]
 
 THREADS = 128
 """Of a warpgroup."""
+
+
+@dataclass(frozen=True)
+class ScoredTile:
+    """The tile whose scores a lane has, and whose P and P·V are next.
+
+    scores:  float32 ((2,2), n8 tile), masked; factors: float32 (2,), as of ``dequantise``
+    stage:   int32 (1,), of the ring
+    """
+
+    scores: cute.Tensor
+    factors: cute.Tensor
+    stage: cute.Tensor
+
+    @staticmethod
+    def create(tokens: int) -> ScoredTile:
+        """None yet."""
+        scores = cute.make_rmem_tensor(((2, 2), tokens // 8), Float32)
+        factors = cute.make_rmem_tensor((2,), Float32)
+        stage = cute.make_rmem_tensor((1,), Int32)
+        for tensor in (scores, factors, stage):
+            tensor.fill(0)
+        return ScoredTile(scores, factors, stage)
+
+    def set(self, scores: cute.Tensor, factors: list[Float32], stage: Int32) -> None:
+        """The next one."""
+        for i in range(cute.size(scores)):
+            self.scores[i] = scores[i]
+        for r in range(2):
+            self.factors[r] = factors[r]
+        self.stage[0] = stage
+
+    def row_factors(self) -> list[Float32]:
+        return [self.factors[r] for r in range(2)]
 
 
 @dataclass(frozen=True)
@@ -68,40 +103,60 @@ class Consumer:
     def attend(self, ring: KvRing, brought: Int32, scales: cute.Tensor | None, softmax_scale_log2: Float32) -> Any:
         """Visit the KV tiles from the last to the first; returns the softmax's final state.
 
-        brought: tiles of which some row of the CTA sees some key; Tiles of which none of this warpgroup's rows
-        sees a key are given back unread. Then two loops with the same body: the tiles that need a mask, and the steady
-        loop over all others, which has no instruction for masks.
+        Tiles of which none of this warpgroup's rows sees a key are given back unread. Then two loops with the same
+        body: the tiles that need a mask, and the steady loop over all others, which has no instruction for masks. With
+        `overlap` the mask is that of the tile after the one visited; `begin` comes before the first and `end` is the
+        last one's visit.
 
-        scales: Q's, [Sq], or None
+        brought: tiles of which some row of the CTA sees some key
+        scales:  Q's, [Sq], or None
         """
         c, bounds = self.config, self.bounds
         row_scale = row_scales(scales, bounds, self.lane_row(), 2, softmax_scale_log2)
         stages = (c.stages, self.stage_bytes)
         scores = self.recipe.scores(self.queries, ring.tiles, *stages, row_scale, self.image, not c.k_scale_per_token)
-        registers = CONSUMER_REGISTERS[c.warpgroups]
-        softmax = self.recipe.softmax(ring.tiles, *stages, self.image, registers, c.fma_eighths)
+        softmax = self.recipe.softmax(ring.tiles, *stages, self.image, product_registers(c), c.fma_eighths)
         mask = ScoreMask.create(bounds, self.lane_row(), lane_index() % 4, self.image.score_tokens)
         tiles, full = self.tile_counts(bounds)
-        for _ in cutlass.range((brought - tiles) * self.recipe.turns, unroll=1):
-            ring.wait()
-            ring.release()
+        unread = (brought - tiles) * self.recipe.turns
+        late = self.late(unread, tiles) if const_expr(ring.keys_ahead) else 0
+        self.give_back(ring, unread - late)
         beyond = mask.at(tiles * TILE_TOKENS)
         limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
-        for _ in cutlass.range(tiles - full, unroll=1):
+        ahead = None
+        if const_expr(c.overlap):
+            ahead = ScoredTile.create(self.image.tokens)
             limit = limit + TILE_TOKENS
-            self.visit(ring, scores, softmax, replace(beyond, limit=limit))
-        _, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))  # again: no register held it
+            if tiles > 0:
+                self.begin(ring, scores, softmax, replace(beyond, limit=limit), ahead)
+                self.give_back(ring, late)
+        masked = tiles - full - 1 if const_expr(c.overlap) else tiles - full
+        for _ in cutlass.range(masked, unroll=1):
+            limit = limit + TILE_TOKENS
+            self.visit(ring, scores, softmax, replace(beyond, limit=limit), ahead)
+        # Again: no register held them.
+        tiles, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))
+        if const_expr(c.overlap):
+            full = cutlass.min(full, tiles - 1)
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
-                self.visit(ring, scores, softmax, None)
+                self.visit(ring, scores, softmax, None, ahead)
         else:
             for chunk in cutlass.range((full + (softmax.chunk_tiles - 1)) // softmax.chunk_tiles, unroll=1):
                 softmax.bound_sums()
                 left = full - chunk * softmax.chunk_tiles
                 for _ in cutlass.range(cutlass.min(left, softmax.chunk_tiles), unroll=1):
-                    self.visit(ring, scores, softmax, None)
+                    self.visit(ring, scores, softmax, None, ahead)
+        if const_expr(c.overlap):
+            if tiles > 0:
+                self.end(ring, softmax, ahead)
         softmax.finish()
         return softmax
+
+    @cute.jit
+    def late(self, unread: Int32, tiles: Int32) -> Int32:
+        """Of the stages that are left unread, how many come after K of the first tile that is read."""
+        return cutlass.min(unread, 1) if tiles > 0 else Int32(0)
 
     @cute.jit
     def tile_counts(self, bounds: SequenceBounds) -> tuple[Int32, Int32]:
@@ -110,12 +165,57 @@ class Consumer:
         return tiles, cutlass.min(bounds.full_tiles(), tiles)
 
     @cute.jit
-    def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None):
-        """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V."""
-        stage = ring.wait()
+    def give_back(self, ring: KvRing, stages: Int32) -> None:
+        """Wait for the next ``stages`` of the ring, and leave them unread."""
+        for _ in cutlass.range(stages, unroll=1):
+            ring.wait()
+            ring.release()
+
+    @cute.jit
+    def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None, ahead: ScoredTile | None):
+        """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V. Or, where it is ``ahead``, from P on, and
+        meanwhile the next tile's S to maximum: S beside P, and mask and maximum beside P·V.
+        """
+        if const_expr(ahead is None):
+            stage = ring.wait()
+            sums = scores.multiply(stage)
+            y, largest, factors = scores.dequantise(sums, stage, mask)
+            softmax.update(largest, factors)
+            p = softmax.probabilities(y, factors)
+            softmax.accumulate(p, ring.wait_values(stage))
+            ring.release()
+        else:
+            x = softmax.exponents(ahead.scores, ahead.row_factors())
+            following = ring.take()
+            sums = scores.issue(following)
+            p = softmax.probabilities(x, None)
+            stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
+            products = softmax.issue(p, stage, softmax.groups[0])
+            warpgroup.wait_group(1)
+            if const_expr(ring.keys_ahead):
+                ring.give_back(following)
+            y, largest, factors = scores.dequantise(sums, following, mask)
+            ahead.set(y, factors, following)
+            warpgroup.wait_group(0)
+            softmax.add(products)
+            ring.give_back(stage)
+            softmax.update(largest, factors)
+
+    def begin(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask, ahead: ScoredTile):
+        """With `overlap`, the first tile up to its maximum."""
+        stage = ring.take()
         sums = scores.multiply(stage)
+        if const_expr(ring.keys_ahead):
+            ring.give_back(stage)
         y, largest, factors = scores.dequantise(sums, stage, mask)
+        ahead.set(y, factors, stage)
         softmax.update(largest, factors)
-        p = softmax.probabilities(y, factors)
-        softmax.accumulate(p, ring.wait_values(stage))
-        ring.release()
+
+    def end(self, ring: KvRing, softmax: Any, ahead: ScoredTile):
+        """With `overlap`, the last tile from P on."""
+        if const_expr(softmax.chunk_tiles is not None):
+            softmax.bound_sums()
+        p = softmax.probabilities(softmax.exponents(ahead.scores, ahead.row_factors()), None)
+        stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
+        softmax.accumulate(p, stage)
+        ring.give_back(stage)
