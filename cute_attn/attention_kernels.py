@@ -58,6 +58,7 @@ def attention_kernel(
         "k_scale_per_token": recipe.qk_scale == "token",
         "exponent": recipe.exponent,
         "fma_eighths": tile.fma_eighths,
+        "overlap": tile.overlap,
         "warpgroups": tile.warpgroups,
     }
     return AttentionSm90, AttentionSm90Config(**common, **own)

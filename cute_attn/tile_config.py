@@ -50,6 +50,8 @@ class WarpgroupTileConfig:
                 take a stage each
     fma_eighths: of every eight 2^x of P in E4M3, how many the FMA pipe computes (within 0.18 %, where E4M3 rounds by up
                 to 6 %) so that the XU pipe has fewer; 0 for other formats
+    overlap:    whether Q·Kᵀ of the next tile is on its way while a warpgroup computes 2^x of this one, and P·V while it
+                seeks the next one's maximum. Needs the registers that one or two warpgroups have, and two stages
 
     Raises ValueError for sizes that no kernel could have.
     """
@@ -61,8 +63,11 @@ class WarpgroupTileConfig:
     warpgroups: int = 3
     stages: int = 2
     fma_eighths: int = 0
+    overlap: bool = False
 
     def __post_init__(self) -> None:
+        if type(self.overlap) is not bool:
+            raise ValueError(f"config.overlap={self.overlap!r}; use True or False")
         _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
 
     @property

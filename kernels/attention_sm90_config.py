@@ -11,7 +11,14 @@ from .softmax_warpgroup import value_parts
 from .warpgroup_mma import ROWS
 from .warpgroup_recipes import LOG_LINEAR_RECIPES, TILE_TOKENS, WARPGROUP_RECIPES
 
-__all__ = ["CONSUMER_REGISTERS", "PRODUCER_REGISTERS", "AttentionSm90Config", "product_registers", "refusal", "shared_bytes"]
+__all__ = [
+    "CONSUMER_REGISTERS",
+    "PRODUCER_REGISTERS",
+    "AttentionSm90Config",
+    "product_registers",
+    "refusal",
+    "shared_bytes",
+]
 
 PRODUCER_REGISTERS = 24
 CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160}
@@ -20,6 +27,9 @@ the others up: by consumer warpgroups, 24 · 128 + registers · 128 · warpgroup
 
 # CUDA C++ Programming Guide, technical specifications: dynamic shared memory of a CTA.
 _SHARED_BYTES = 227 * 1024
+
+# What scales of single tokens take beside P·V with `overlap`. With fewer ptxas spills.
+_TOKEN_SCALES_REGISTERS = 24
 
 
 @dataclass(frozen=True)
@@ -104,8 +114,11 @@ def refusal(config: AttentionSm90Config) -> str | None:
 
 
 def product_registers(config: AttentionSm90Config) -> int:
-    """Of a consumer thread, registers for P·V and what comes with it: without those of the next tile's Q·Kᵀ."""
-    return CONSUMER_REGISTERS[config.warpgroups] - (TILE_TOKENS // 2 if config.overlap else 0)
+    """Of a consumer thread, registers for P·V and what comes with it: all but those of the next tile's scores."""
+    registers = CONSUMER_REGISTERS[config.warpgroups]
+    if config.overlap:
+        registers -= TILE_TOKENS // 2 + (_TOKEN_SCALES_REGISTERS if config.k_scale_per_token else 0)
+    return registers
 
 
 def _overlap_refusal(config: AttentionSm90Config, image: Any) -> str | None:
@@ -123,7 +136,7 @@ def _overlap_refusal(config: AttentionSm90Config, image: Any) -> str | None:
     if parts is None or len(parts) > (2 if config.accumulate == "int32" else 1):
         return (
             f"leaves {product_registers(config)} registers a thread beside the next tile's scores, too few for "
-            f"head_dim={config.head_dim}: use head_dim=128 or less"
+            f"head_dim={config.head_dim} with k_scale_per_token={config.k_scale_per_token}: use a smaller head_dim"
         )
     return None
 

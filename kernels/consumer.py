@@ -142,10 +142,13 @@ class Consumer:
             for _ in cutlass.range(full, unroll=1):
                 self.visit(ring, scores, softmax, None, ahead)
         else:
-            for chunk in cutlass.range((full + (softmax.chunk_tiles - 1)) // softmax.chunk_tiles, unroll=1):
+            most = (
+                softmax.chunk_tiles - 1 if const_expr(c.overlap) else softmax.chunk_tiles
+            )  # `end` comes after a chunk
+            for chunk in cutlass.range((full + (most - 1)) // most, unroll=1):
                 softmax.bound_sums()
-                left = full - chunk * softmax.chunk_tiles
-                for _ in cutlass.range(cutlass.min(left, softmax.chunk_tiles), unroll=1):
+                left = full - chunk * most
+                for _ in cutlass.range(cutlass.min(left, most), unroll=1):
                     self.visit(ring, scores, softmax, None, ahead)
         if const_expr(c.overlap):
             if tiles > 0:
@@ -196,10 +199,11 @@ class Consumer:
                 ring.give_back(following)
             y, largest, factors = scores.dequantise(sums, following, mask)
             ahead.set(y, factors, following)
+            passes, counts = softmax.raise_max(largest, factors)
             warpgroup.wait_group(0)
             softmax.add(products)
             ring.give_back(stage)
-            softmax.update(largest, factors)
+            softmax.rescale(passes, counts)
 
     def begin(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask, ahead: ScoredTile):
         """With `overlap`, the first tile up to its maximum."""
@@ -213,8 +217,6 @@ class Consumer:
 
     def end(self, ring: KvRing, softmax: Any, ahead: ScoredTile):
         """With `overlap`, the last tile from P on."""
-        if const_expr(softmax.chunk_tiles is not None):
-            softmax.bound_sums()
         p = softmax.probabilities(softmax.exponents(ahead.scores, ahead.row_factors()), None)
         stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
         softmax.accumulate(p, stage)

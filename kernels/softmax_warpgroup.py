@@ -64,9 +64,6 @@ _LARGEST_N = 256
 # What `exp2_on_fma` makes of a power x: (x + 120) / 256.
 _SPLIT, _OFFSET = 1 / 256, 120 / 256
 
-# The line over scores that are exponents already.
-_EXPONENTS = (None, None, _SPLIT, _OFFSET)
-
 
 def value_parts(image: TileImage, registers: int) -> tuple[int, ...] | None:
     """Rows of V, and of ones, that are multiplied at a time; None if there are not ``registers`` enough for the output.
@@ -155,20 +152,41 @@ class WarpgroupSoftmax:
 
         What is compared is the very exponent that `probabilities` computes: no P can pass 2^top.
         """
-        exponents = [cute.math.fma(largest[r], factors[r], self.bias[r]) for r in range(2)]
-        if any_greater(exponents, [Float32(self._format.top)] * 2) != 0:
+        if self._passes(largest, factors) != 0:
             for r in range_constexpr(2):
-                self._raise_max(r, largest[r] * factors[r])
+                self._scale(r, *self._raised(r, largest[r] * factors[r]))
 
-    def _raise_max(self, r: int, x: Float32) -> None:
-        """Raise m of row ``r`` to cover ``x`` of all its lanes, and scale what was accumulated under the old one."""
+    @cute.jit
+    def raise_max(self, largest: list[Float32], factors: list[Float32]) -> cute.Tensor:
+        """`update` but for what was accumulated, which is still being multiplied: what `rescale` is to do then."""
+        counts = cute.make_rmem_tensor((2,), Int32)
+        counts.fill(0)
+        passes = self._passes(largest, factors)
+        if passes != 0:
+            for r in range_constexpr(2):
+                counts[r], self.bias[r] = self._raised(r, largest[r] * factors[r])
+        return passes, counts
+
+    @cute.jit
+    def rescale(self, passes: Int32, counts: cute.Tensor) -> None:
+        """The other half of `update`, with what `raise_max` gave."""
+        if passes != 0:
+            for r in range_constexpr(2):
+                self._scale(r, counts[r], self.bias[r])
+
+    def _passes(self, largest: list[Float32], factors: list[Float32]) -> Int32:
+        """Nonzero if in any lane of the warp a row does not cover its largest score."""
+        exponents = [cute.math.fma(largest[r], factors[r], self.bias[r]) for r in range(2)]
+        return any_greater(exponents, [Float32(self._format.top)] * 2)
+
+    def _raised(self, r: int, x: Float32) -> tuple[Int32, Float32]:
+        """log2 of the scale of what was accumulated, and bias, when m of row ``r`` covers ``x`` of all its lanes."""
         bias = raised_bias(self.bias[r], quad_max(x), Float32(1), self._format.top, self._format.headroom)
         growth = self.bias[r] - bias
         if const_expr(self._integer):
             # The biases are rounded, so their difference is near the integer it stands for, on either side.
-            self._scale(r, (cute.arch.fmin(growth, Float32(31)) + Float32(0.5)).to(Int32), bias)
-        else:
-            self._scale(r, cute.arch.fmin(growth, Float32(127)).to(Int32), bias)
+            return (cute.arch.fmin(growth, Float32(31)) + Float32(0.5)).to(Int32), bias
+        return cute.arch.fmin(growth, Float32(127)).to(Int32), bias
 
     def _scale(self, r: int, count: Int32, bias: Float32) -> None:
         """Multiply what row ``r`` accumulated by 2^-``count``, to match its new ``bias``."""
@@ -220,7 +238,8 @@ class WarpgroupSoftmax:
         blocks = self.image.tokens // (8 * each)
         p = cute.make_rmem_tensor(((each, 2, 2), 1, blocks), self._format.p)
         packed = cute.recast_tensor(p, Int32)
-        lines = [self._line(scores, r, factors[r]) if factors else _EXPONENTS for r in range(2)]
+        exponents = (None, None, Float32(_SPLIT), Float32(_OFFSET))
+        lines = [self._line(scores, r, factors[r]) if factors else exponents for r in range(2)]
         for k in range(blocks):
             for half in range(2):
                 for r in range(2):

@@ -23,6 +23,18 @@ def attention_report(name: str, head_dim: int = 128, **changes) -> KernelReport:
     return kernel
 
 
+ORDER = ["multiply", "exponentials", "multiply", "wait", "wait"]
+
+
+def order(loop: LoopReport) -> list[str]:
+    """What an iteration with overlap does in which order: first instructions of a kind, and every wait.
+
+    A product counts where the first of its instructions is issued, after which nothing waits for it."""
+    steps = {"WARPGROUP.ARRIVE": "multiply", "MUFU.EX2": "exponentials", "WARPGROUP.DEPBAR": "wait"}
+    found = [step for i in loop.instructions for start, step in steps.items() if i.opcode.startswith(start)]
+    return [step for n, step in enumerate(found) if step != "exponentials" or step not in found[:n]]
+
+
 def waits(loop: LoopReport) -> int:
     """How often an iteration waits for the tensor cores: more than the source says, and ptxas serialised the wgmmas."""
     return sum(instruction.opcode.startswith("WARPGROUP.DEPBAR") for instruction in loop.instructions)
@@ -37,6 +49,20 @@ def test_head_dim_128(name, causal):
     assert kernel.highest_register < 160
     assert kernel.local_instructions == 0
     assert kernel.steady.floors["xu"] <= 8.0  # 2^x and nothing else
+    assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
+
+
+@pytest.mark.parametrize(("name", "slots"), [("int8_fp8", 7.0), ("fp8", 6.45), ("int8", 6.7), ("int8_fp16", 5.9)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_overlap(name, slots, causal):
+    """At most seven tenths of a slot more, and still a wait each for Q·Kᵀ and P·V: ptxas has serialised neither."""
+    stages = 3 if name == "int8_fp16" else 4
+    kernel = attention_report(name, causal=causal, has_lse=causal, warpgroups=2, overlap=True, stages=stages)
+    assert kernel.steady.slots["fast"] <= slots
+    assert [waits(loop) for loop in kernel.loops] == [2, 2]
+    assert [order(loop) for loop in kernel.loops] == [ORDER, ORDER]
+    assert kernel.highest_register < 240
+    assert kernel.local_instructions == 0
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
 
 
