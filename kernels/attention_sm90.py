@@ -114,8 +114,8 @@ class AttentionSm90:
     def keeps_shared_address(self) -> bool:
         """Whether shared memory's address is in a register, which saves up to a quarter of a slot per 32 scores.
 
-        Beside sums of one tile and the causal limit there is none left: ptxas would make every score twice there. Nor is
-        there with `overlap`.
+        Beside sums of one tile and the causal limit there is none left: ptxas would make every score twice there. With
+        `overlap` it would copy them.
         """
         c = self.config
         return not (c.overlap or (c.causal and c.accumulate == "float32+float32"))

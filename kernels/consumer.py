@@ -127,9 +127,8 @@ class Consumer:
         if const_expr(c.overlap):
             ahead = ScoredTile.create(self.image.tokens)
             limit = limit + TILE_TOKENS
-            if tiles > 0:
-                self.begin(ring, scores, softmax, replace(beyond, limit=limit), ahead)
-                self.give_back(ring, late)
+            self.begin(ring, scores, softmax, replace(beyond, limit=limit), ahead, tiles)
+            self.give_back(ring, late)
         masked = tiles - full - 1 if const_expr(c.overlap) else tiles - full
         for _ in cutlass.range(masked, unroll=1):
             limit = limit + TILE_TOKENS
@@ -151,8 +150,7 @@ class Consumer:
                 for _ in cutlass.range(cutlass.min(left, most), unroll=1):
                     self.visit(ring, scores, softmax, None, ahead)
         if const_expr(c.overlap):
-            if tiles > 0:
-                self.end(ring, softmax, ahead)
+            self.end(ring, softmax, ahead, tiles)
         softmax.finish()
         return softmax
 
@@ -205,19 +203,23 @@ class Consumer:
             ring.give_back(stage)
             softmax.rescale(passes, counts)
 
-    def begin(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask, ahead: ScoredTile):
-        """With `overlap`, the first tile up to its maximum."""
-        stage = ring.take()
-        sums = scores.multiply(stage)
-        if const_expr(ring.keys_ahead):
-            ring.give_back(stage)
-        y, largest, factors = scores.dequantise(sums, stage, mask)
-        ahead.set(y, factors, stage)
-        softmax.update(largest, factors)
+    @cute.jit
+    def begin(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask, ahead: ScoredTile, tiles: Int32):
+        """With `overlap`, the first one of ``tiles``, if there is one, up to its maximum."""
+        if tiles > 0:
+            stage = ring.take()
+            sums = scores.multiply(stage)
+            if const_expr(ring.keys_ahead):
+                ring.give_back(stage)
+            y, largest, factors = scores.dequantise(sums, stage, mask)
+            ahead.set(y, factors, stage)
+            softmax.update(largest, factors)
 
-    def end(self, ring: KvRing, softmax: Any, ahead: ScoredTile):
-        """With `overlap`, the last tile from P on."""
-        p = softmax.probabilities(softmax.exponents(ahead.scores, ahead.row_factors()), None)
-        stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
-        softmax.accumulate(p, stage)
-        ring.give_back(stage)
+    @cute.jit
+    def end(self, ring: KvRing, softmax: Any, ahead: ScoredTile, tiles: Int32):
+        """With `overlap`, the last one of ``tiles``, if there is one, from P on."""
+        if tiles > 0:
+            p = softmax.probabilities(softmax.exponents(ahead.scores, ahead.row_factors()), None)
+            stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
+            softmax.accumulate(p, stage)
+            ring.give_back(stage)

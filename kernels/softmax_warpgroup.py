@@ -157,8 +157,11 @@ class WarpgroupSoftmax:
                 self._scale(r, *self._raised(r, largest[r] * factors[r]))
 
     @cute.jit
-    def raise_max(self, largest: list[Float32], factors: list[Float32]) -> cute.Tensor:
-        """`update` but for what was accumulated, which is still being multiplied: what `rescale` is to do then."""
+    def raise_max(self, largest: list[Float32], factors: list[Float32]) -> tuple[Int32, cute.Tensor]:
+        """`update` but for what was accumulated, to which the tensor cores may still add: returns `rescale`'s arguments.
+
+        A region of its own keeps ptxas from putting off what it computes until the tensor cores are waited for.
+        """
         counts = cute.make_rmem_tensor((2,), Int32)
         counts.fill(0)
         passes = self._passes(largest, factors)
@@ -169,7 +172,7 @@ class WarpgroupSoftmax:
 
     @cute.jit
     def rescale(self, passes: Int32, counts: cute.Tensor) -> None:
-        """The other half of `update`, with what `raise_max` gave."""
+        """The other half of `update`: nonzero if any row's maximum was raised, and each row's log2 of the scale."""
         if passes != 0:
             for r in range_constexpr(2):
                 self._scale(r, counts[r], self.bias[r])
@@ -280,7 +283,7 @@ class WarpgroupSoftmax:
         return [parts] if self._format.in_place else [[i] for i in parts]
 
     def issue(self, p: cute.Tensor, stage: Int32, group: list[int]) -> cute.Tensor | None:
-        """Issue P·V of the parts in ``group``, to be waited for: their sums of the tile, None if the output has them."""
+        """Issue P·V of the parts in ``group``, to be waited for. Returns their sums of the tile, None if in place."""
         sums = None
         if not self._format.in_place:
             rows = sum(self.parts[i] for i in group)

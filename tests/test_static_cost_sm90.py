@@ -23,7 +23,7 @@ def attention_report(name: str, head_dim: int = 128, **changes) -> KernelReport:
     return kernel
 
 
-ORDER = ["multiply", "exponentials", "multiply", "wait", "wait"]
+ORDER = ["multiply", "exponentials", "multiply", "wait", "maximum", "wait"]
 
 
 def order(loop: LoopReport) -> list[str]:
@@ -31,8 +31,9 @@ def order(loop: LoopReport) -> list[str]:
 
     A product counts where the first of its instructions is issued, after which nothing waits for it."""
     steps = {"WARPGROUP.ARRIVE": "multiply", "MUFU.EX2": "exponentials", "WARPGROUP.DEPBAR": "wait"}
+    steps |= dict.fromkeys(("VIMNMX", "FMNMX"), "maximum")
     found = [step for i in loop.instructions for start, step in steps.items() if i.opcode.startswith(start)]
-    return [step for n, step in enumerate(found) if step != "exponentials" or step not in found[:n]]
+    return [step for n, step in enumerate(found) if step in ("multiply", "wait") or step not in found[:n]]
 
 
 def waits(loop: LoopReport) -> int:
