@@ -158,7 +158,7 @@ class WarpgroupSoftmax:
 
     @cute.jit
     def raise_max(self, largest: list[Float32], factors: list[Float32]) -> tuple[Int32, cute.Tensor]:
-        """`update` but for what was accumulated, to which the tensor cores may still add: returns `rescale`'s arguments.
+        """`update` but for what was accumulated, to which tensor cores may still add: returns `rescale`'s arguments.
 
         A region of its own keeps ptxas from putting off what it computes until the tensor cores are waited for.
         """
