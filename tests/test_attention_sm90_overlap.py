@@ -32,15 +32,15 @@ def test_recipes(device, name, head_dim, causal, seq_q, seq_k):
 
 
 @pytest.mark.parametrize("recipe", ["fp16", "bf16"])
-@pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 1, False), (100, 333, True), (193, 129, True)])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=SLOW)])
+@pytest.mark.parametrize(("seq_q", "seq_k"), [(1, 1), (100, 333), (150, 129)])
 def test_unquantised_recipes(device, recipe, seq_q, seq_k, causal):
     """K comes one tile ahead of V; of tiles that a warpgroup leaves unread, the last V comes after K of the next."""
     q, k, v = random_qkv(recipe, (1, 2, seq_q, 64), (1, 1, seq_k, 64))
     tensors.check(tensors.configured(recipe, causal=causal, **WAYS), q, k, v, device)
 
 
-@pytest.mark.parametrize("warpgroups", [1, 2])
-@pytest.mark.parametrize(("stages", "causal"), [(2, True), (3, False)])
+@pytest.mark.parametrize(("warpgroups", "stages", "causal"), [(1, 2, True), (2, 3, False)])
 def test_tile_configs(device, warpgroups, stages, causal):
     """More tiles than stages, and rows for which some of the tiles that their CTA brings are of no use."""
     changes = {"overlap": True, "warpgroups": warpgroups, "stages": stages, "causal": causal}
@@ -50,10 +50,10 @@ def test_tile_configs(device, warpgroups, stages, causal):
     tensors.check(tensors.configured(head_dim=32, **changes), q, k, v, device)
 
 
-@pytest.mark.parametrize("changes", [{"head_dim": 128}, {"k_scale_per_token": True}, {"recipe": "fp8"}])
-def test_same_bits_as_without(device, changes):
+@pytest.mark.parametrize("name", ["int8_fp8", *(pytest.param(name, marks=SLOW) for name in images.NAMES[1:])])
+def test_same_bits_as_without(device, name):
     """The same operations on the same numbers, in another order."""
-    config = images.configured(**{"name": changes.pop("recipe", "int8_fp8"), "causal": True, "warpgroups": 2} | changes)
+    config = images.configured(name, causal=True, warpgroups=2, k_scale_per_token=True)
     o = images.operands(config, seq_q=150, seq_k=500, k_scale=1e-2)
     plain, ahead = (images.launch(o, replace(config, overlap=overlap), device) for overlap in (False, True))
     assert torch.equal(plain[0], ahead[0]) and torch.equal(plain[1], ahead[1])
@@ -61,11 +61,10 @@ def test_same_bits_as_without(device, changes):
 
 def test_exponentials_on_the_fma_pipe(device):
     """Their exponents are rounded once more, by less than they are off."""
-    config = images.configured("fp8", fma_eighths=2, warpgroups=2)
+    config = images.configured("fp8", causal=True, **WAYS)
     o = images.operands(config, seq_q=70, seq_k=300, k_scale=1e-4)
-    plain, ahead = (images.launch(o, replace(config, overlap=overlap), device) for overlap in (False, True))
-    assert reference.errors(ahead[0].double(), plain[0].double()).rel_l2 <= 2e-3
-    torch.testing.assert_close(ahead[1], plain[1], rtol=0, atol=2e-3)
+    (none, _), (some, _) = (images.launch(o, replace(config, fma_eighths=n), device) for n in (0, 2))
+    assert 0 < reference.errors(some.double(), none.double()).rel_l2 <= 0.01
 
 
 @pytest.mark.parametrize(("name", "causal"), [("int8_fp8", True), ("int8", False)])
@@ -75,13 +74,12 @@ def test_key_lengths(device, name, causal):
     images.check(images.operands(config, batch=7, seq_q=100, seq_k=300, key_lengths=lengths), config, device)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_key_lengths_of_tensors(device, causal):
+def test_key_lengths_of_tensors(device):
     lengths = [300, 130, 256, 1, 0]
     q, k, v = random_qkv("fp16", (len(lengths), 1, 90, 64), (len(lengths), 1, 300, 64))
     for b, length in enumerate(lengths):
         k[b, :, length:], v[b, :, length:] = math.nan, math.nan
-    tensors.check(tensors.configured(causal=causal, varlen_k=True, **WAYS), q, k, v, device, lengths)
+    tensors.check(tensors.configured(causal=True, varlen_k=True, **WAYS), q, k, v, device, lengths)
 
 
 @pytest.mark.parametrize("name", ["int8_fp8", "int8"])
@@ -92,7 +90,7 @@ def test_causal_rows_without_keys(device, name):
 
 
 def test_zero_keys(device):
-    config = images.configured(**WAYS)
+    config = images.configured(causal=True, **WAYS)
     o = images.operands(config, seq_q=40, seq_k=1)
     o.seq_k, o.image = 0, o.image[:, :, :0]
     out, lse = images.launch(o, config, device)
@@ -103,11 +101,11 @@ def test_zero_keys(device):
 @pytest.mark.parametrize("name", ["fp8", "int8"])
 def test_scores_of_any_size(device, name, k_scale):
     """With scores of a million, rows are rescaled between most tiles."""
-    config = images.configured(name, **WAYS)
+    config = images.configured(name, causal=True, **WAYS)
     images.check(images.operands(config, seq_q=40, seq_k=500, k_scale=k_scale), config, device)
 
 
-@pytest.mark.parametrize("name", ["int8_fp8", "int8_fp16"])
+@pytest.mark.parametrize("name", ["int8_fp8", "int8"])
 def test_order_of_warps_does_not_matter(monkeypatch, name):
     """Nor how late copies and MMAs finish; and nothing reads what nobody wrote."""
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")

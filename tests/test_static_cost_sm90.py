@@ -67,6 +67,24 @@ def test_overlap(name, slots, causal):
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize("head_dim", range(16, 257, 8))
+@pytest.mark.parametrize("k_scale_per_token", [False, True])
+def test_overlap_spills_nothing(name, head_dim, k_scale_per_token):
+    """Wherever it is not refused."""
+    changes = {"causal": True, "has_lse": True, "warpgroups": 2, "overlap": True, "stages": 2}
+    changes["k_scale_per_token"] = k_scale_per_token
+    config = AttentionSm90Config(head_dim, recipe=name, accumulate=recipes()[name].accumulate, **changes)
+    if AttentionSm90.can_implement(config):
+        assert head_dim > 96
+        return
+    kernel = attention_report(name, head_dim, **changes)
+    assert [order(loop) for loop in kernel.loops] == [ORDER, ORDER]
+    assert kernel.highest_register < 240
+    assert kernel.local_instructions == 0
+
+
 @pytest.mark.parametrize("name", ["int8_fp8", "fp8"])
 def test_exponentials_on_the_fma_pipe(name):
     """Two of eight: 2 of 8 cycles of the XU pipe for at most 1.4 slots, and no more registers."""
