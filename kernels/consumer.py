@@ -129,8 +129,7 @@ class Consumer:
             limit = limit + TILE_TOKENS
             self.begin(ring, scores, softmax, replace(beyond, limit=limit), ahead, tiles)
             self.give_back(ring, late)
-        masked = tiles - full - 1 if const_expr(c.overlap) else tiles - full
-        for _ in cutlass.range(masked, unroll=1):
+        for _ in cutlass.range(tiles - full - int(c.overlap), unroll=1):
             limit = limit + TILE_TOKENS
             self.visit(ring, scores, softmax, replace(beyond, limit=limit), ahead)
         # Again: no register held them.
@@ -141,9 +140,7 @@ class Consumer:
             for _ in cutlass.range(full, unroll=1):
                 self.visit(ring, scores, softmax, None, ahead)
         else:
-            most = (
-                softmax.chunk_tiles - 1 if const_expr(c.overlap) else softmax.chunk_tiles
-            )  # `end` comes after a chunk
+            most = softmax.chunk_tiles - int(c.overlap)  # `end` comes after a chunk
             for chunk in cutlass.range((full + (most - 1)) // most, unroll=1):
                 softmax.bound_sums()
                 left = full - chunk * most
@@ -174,10 +171,10 @@ class Consumer:
 
     @cute.jit
     def visit(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None, ahead: ScoredTile | None):
-        """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V. Or, where it is ``ahead``, from P on, and
-        meanwhile the next tile's S to maximum: S beside P, and mask and maximum beside P·V.
-        """
-        if const_expr(ahead is None):
+        """One KV tile: S = Q·Kᵀ, mask, maximum, P = 2^(S - m), O += P·V. With ``ahead`` see `visit_ahead`."""
+        if const_expr(ahead is not None):
+            self.visit_ahead(ring, scores, softmax, mask, ahead)
+        else:
             stage = ring.wait()
             sums = scores.multiply(stage)
             y, largest, factors = scores.dequantise(sums, stage, mask)
@@ -185,23 +182,27 @@ class Consumer:
             p = softmax.probabilities(y, factors)
             softmax.accumulate(p, ring.wait_values(stage))
             ring.release()
-        else:
-            x = softmax.exponents(ahead.scores, ahead.row_factors())
-            following = ring.take()
-            sums = scores.issue(following)
-            p = softmax.probabilities(x, None)
-            stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
-            products = softmax.issue(p, stage, softmax.groups[0])
-            warpgroup.wait_group(1)
-            if const_expr(ring.keys_ahead):
-                ring.give_back(following)
-            y, largest, factors = scores.dequantise(sums, following, mask)
-            ahead.set(y, factors, following)
-            passes, counts = softmax.raise_max(largest, factors)
-            warpgroup.wait_group(0)
-            softmax.add(products)
-            ring.give_back(stage)
-            softmax.rescale(passes, counts)
+
+    def visit_ahead(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask | None, ahead: ScoredTile):
+        """The tile ``ahead`` from P on, and the next one, whose ``mask`` it is, up to its maximum: of the next one S
+        while P is computed, mask and maximum during P·V.
+        """
+        x = softmax.exponents(ahead.scores, ahead.row_factors())
+        following = ring.take()
+        sums = scores.issue(following)
+        p = softmax.probabilities(x, None)
+        stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
+        products = softmax.issue(p, stage, softmax.groups[0])
+        warpgroup.wait_group(1)
+        if const_expr(ring.keys_ahead):
+            ring.give_back(following)
+        y, largest, factors = scores.dequantise(sums, following, mask)
+        ahead.set(y, factors, following)
+        passes, counts = softmax.raise_max(largest, factors)
+        warpgroup.wait_group(0)
+        softmax.add(products)
+        ring.give_back(stage)
+        softmax.rescale(passes, counts)
 
     @cute.jit
     def begin(self, ring: KvRing, scores: Any, softmax: Any, mask: ScoreMask, ahead: ScoredTile, tiles: Int32):
