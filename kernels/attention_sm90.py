@@ -123,11 +123,11 @@ class AttentionSm90:
     def keeps_shared_address(self) -> bool:
         """Whether shared memory's address is in a register, which saves up to a quarter of a slot per 32 scores.
 
-        Beside sums of one tile and the causal limit there is none left: ptxas would make every score twice there. With
-        `overlap` it would copy them.
+        Beside sums of one tile and the causal limit there is none left: ptxas would make every score twice there. Of
+        another tile's scores beside the causal limit it would make copies.
         """
         c = self.config
-        return not (c.overlap or (c.causal and c.accumulate == "float32+float32"))
+        return not (c.causal and (c.overlap or c.accumulate == "float32+float32"))
 
     @staticmethod
     def can_implement(config: AttentionSm90Config) -> str | None:

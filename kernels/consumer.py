@@ -32,7 +32,7 @@ class ScoredTile:
     """The tile whose scores a lane has, and whose P and P·V are next.
 
     scores:  float32 ((2,2), n8 tile), masked; factors: float32 (2,), as of ``dequantise``
-    stage:   int32 (1,), of the ring
+    stage:   int32 (1,), of the ring; -1 if there is no tile
     """
 
     scores: cute.Tensor
@@ -45,8 +45,9 @@ class ScoredTile:
         scores = cute.make_rmem_tensor(((2, 2), tokens // 8), Float32)
         factors = cute.make_rmem_tensor((2,), Float32)
         stage = cute.make_rmem_tensor((1,), Int32)
-        for tensor in (scores, factors, stage):
-            tensor.fill(0)
+        scores.fill(0.0)
+        factors.fill(0.0)
+        stage.fill(-1)
         return ScoredTile(scores, factors, stage)
 
     def set(self, scores: cute.Tensor, factors: list[Float32], stage: Int32) -> None:
@@ -147,7 +148,7 @@ class Consumer:
                 for _ in cutlass.range(cutlass.min(left, most), unroll=1):
                     self.visit(ring, scores, softmax, None, ahead)
         if const_expr(c.overlap):
-            self.end(ring, softmax, ahead, tiles)
+            self.end(ring, softmax, ahead)
         softmax.finish()
         return softmax
 
@@ -188,10 +189,10 @@ class Consumer:
         while P is computed, mask and maximum during P·V.
         """
         x = softmax.exponents(ahead.scores, ahead.row_factors())
-        following = ring.take()
-        sums = scores.issue(following)
+        following = cute.arch.make_warp_uniform(ring.take())  # descriptors take no registers of a lane
+        sums = scores.issue(following, ahead.scores)
         p = softmax.probabilities(x, None)
-        stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
+        stage = cute.arch.make_warp_uniform(ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0])
         products = softmax.issue(p, stage, softmax.groups[0])
         warpgroup.wait_group(1)
         if const_expr(ring.keys_ahead):
@@ -217,9 +218,9 @@ class Consumer:
             softmax.update(largest, factors)
 
     @cute.jit
-    def end(self, ring: KvRing, softmax: Any, ahead: ScoredTile, tiles: Int32):
-        """With `overlap`, the last one of ``tiles``, if there is one, from P on."""
-        if tiles > 0:
+    def end(self, ring: KvRing, softmax: Any, ahead: ScoredTile):
+        """With `overlap`, the last tile, if there is one, from P on."""
+        if ahead.stage[0] >= 0:
             p = softmax.probabilities(softmax.exponents(ahead.scores, ahead.row_factors()), None)
             stage = ring.take() if const_expr(ring.keys_ahead) else ahead.stage[0]
             softmax.accumulate(p, stage)

@@ -27,13 +27,15 @@ ORDER = ["multiply", "exponentials", "multiply", "wait", "maximum", "wait"]
 
 
 def order(loop: LoopReport) -> list[str]:
-    """What an iteration with overlap does in which order: first instructions of a kind, and every wait.
-
-    A product counts where the first of its instructions is issued, after which nothing waits for it."""
+    """What an iteration with overlap does in which order: every product, where its first instruction is issued, and
+    every wait, the last exponential and the first comparison of scores.
+    """
     steps = {"WARPGROUP.ARRIVE": "multiply", "MUFU.EX2": "exponentials", "WARPGROUP.DEPBAR": "wait"}
     steps |= dict.fromkeys(("VIMNMX", "FMNMX"), "maximum")
     found = [step for i in loop.instructions for start, step in steps.items() if i.opcode.startswith(start)]
-    return [step for n, step in enumerate(found) if step in ("multiply", "wait") or step not in found[:n]]
+    last = len(found) - 1 - found[::-1].index("exponentials")
+    where = {"exponentials": last, "maximum": found.index("maximum")}
+    return [step for n, step in enumerate(found) if where.get(step, n) == n]
 
 
 def waits(loop: LoopReport) -> int:
@@ -53,10 +55,10 @@ def test_head_dim_128(name, causal):
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
 
 
-@pytest.mark.parametrize(("name", "slots"), [("int8_fp8", 7.0), ("fp8", 6.45), ("int8", 6.7), ("int8_fp16", 5.9)])
+@pytest.mark.parametrize(("name", "slots"), [("int8_fp8", 6.8), ("fp8", 6.25), ("int8", 6.55), ("int8_fp16", 5.7)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_overlap(name, slots, causal):
-    """At most seven tenths of a slot more, and still a wait each for Q·Kᵀ and P·V: ptxas has serialised neither."""
+    """Half a slot more, and still a wait each for Q·Kᵀ and P·V: ptxas has serialised neither."""
     stages = 3 if name == "int8_fp16" else 4
     kernel = attention_report(name, causal=causal, has_lse=causal, warpgroups=2, overlap=True, stages=stages)
     assert kernel.steady.slots["fast"] <= slots
