@@ -104,18 +104,19 @@ def same_device(**named: torch.Tensor | None) -> None:
     The first argument must be a tensor; others may be None.
     """
     (first, tensor), *rest = ((name, x) for name, x in named.items() if x is not None)
+    device = tensor.device
     for name, other in rest:
-        if other.device != tensor.device:
-            raise ValueError(f"{first} is on {tensor.device} and {name} on {other.device}; move them to one device")
+        if other.device != device:
+            raise ValueError(f"{first} is on {device} and {name} on {other.device}; move them to one device")
     backend = jit.backend()
     needed = "cuda" if backend == "cuda" else "cpu"
-    if tensor.device.type != needed:
+    if device.type != needed:
         instead = (
             f"move it to the GPU ({first}.cuda()), or set CUTE_ATTN_BACKEND=emulator"
             if needed == "cuda"
             else f"move it to the CPU ({first}.cpu()), or set CUTE_ATTN_BACKEND=cuda"
         )
-        raise ValueError(f"{first} is on {tensor.device}, but the {backend} backend takes {needed} tensors; {instead}")
+        raise ValueError(f"{first} is on {device}, but the {backend} backend takes {needed} tensors; {instead}")
 
 
 @functools.lru_cache(maxsize=64)

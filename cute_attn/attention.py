@@ -79,8 +79,6 @@ def attention(
     grad: there is no backward).
     """
     check_layout(layout)
-    if config is not None and not isinstance(config, (TileConfig, WarpgroupTileConfig)):
-        raise TypeError(f"config must be a TileConfig or a WarpgroupTileConfig, got {type(config).__name__}")
     check_flag(causal, "causal")
     check_flag(return_lse, "return_lse")
     chosen = _recipe(recipe, q, k)
@@ -90,20 +88,11 @@ def attention(
     scale = _softmax_scale(softmax_scale, problem.head_dim)
     lengths = _key_lengths(key_lengths, keys, problem.batch)
     _same_device(queries, keys, values, lengths, out)
-    target = resolve_arch(arch, _memory(queries))
-    if reason := dispatch.refusal(chosen, target, problem, config):
-        raise refused(reason, arch, _memory(queries))
-    tile = config or dispatch.default_config(chosen, problem, target)
-    if isinstance(keys, QuantizedKeyValue):
-        _check_tiles(keys, chosen, target, tile)
+    target, tile = _kernel(chosen, problem, config, arch, queries, keys)
 
-    result, view = _output(out, queries, problem, layout)
-    shape = (problem.batch, problem.heads, problem.seq_q)
-    lse = torch.empty(shape, dtype=torch.float32, device=view.device) if return_lse else None
+    result, view, lse = _results(out, queries, problem, layout, return_lse)
     if problem.seq_k == 0:
-        view.zero_()
-        if lse is not None:
-            lse.fill_(-math.inf)
+        _fill_without_keys(view, lse)
     elif view.numel():
         kernel_calls.attention_forward(
             *_operands(queries, keys, values, lengths, chosen, target, tile),
@@ -116,11 +105,12 @@ def attention(
             view,
             lse,
         )
-    if out is not None:
+    if out is None:
+        result = tensors.like(q, result)
+    else:
         # Autograd must see that the kernel wrote to a tensor it may have saved.
         torch.autograd.graph.increment_version(out)
-    returned = result if out is not None else tensors.like(q, result)
-    return returned if lse is None else (returned, tensors.like(q, lse))
+    return result if lse is None else (result, tensors.like(q, lse))
 
 
 def _recipe(recipe: str | Recipe | None, q: Any, k: Any) -> Recipe:
@@ -160,6 +150,26 @@ def _key_lengths(lengths: Any, k: torch.Tensor | QuantizedKeyValue, batch: int) 
     if lengths is not None:
         raise TypeError("key_lengths was given, but k is a QuantizedKeyValue, which holds its own: leave it out")
     return k.key_lengths
+
+
+def _kernel(
+    recipe: Recipe,
+    problem: Problem,
+    config: AnyTileConfig | None,
+    arch: str | None,
+    q: torch.Tensor | QuantizedQuery,
+    k: torch.Tensor | QuantizedKeyValue,
+) -> tuple[Arch, AnyTileConfig]:
+    """Target and tile config of the kernel that serves this call."""
+    if config is not None and not isinstance(config, (TileConfig, WarpgroupTileConfig)):
+        raise TypeError(f"config must be a TileConfig or a WarpgroupTileConfig, got {type(config).__name__}")
+    target = resolve_arch(arch, _memory(q))
+    if reason := dispatch.refusal(recipe, target, problem, config):
+        raise refused(reason, arch, _memory(q))
+    tile = config or dispatch.default_config(recipe, problem, target)
+    if isinstance(k, QuantizedKeyValue):
+        _check_tiles(k, recipe, target, tile)
+    return target, tile
 
 
 def _check_tiles(kv: QuantizedKeyValue, recipe: Recipe, arch: Arch, tile: AnyTileConfig) -> None:
@@ -239,13 +249,22 @@ def _same_device(q: Any, k: Any, v: torch.Tensor | None, lengths: torch.Tensor |
     same_device(q=_memory(q), k=_memory(k), v=v, key_lengths=lengths, out=written)
 
 
-def _output(
-    out: torch.Tensor | None, q: torch.Tensor | QuantizedQuery, problem: Problem, layout: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The tensor to return, in the caller's layout, and its [B, H, S, D] view."""
+def _results(
+    out: torch.Tensor | None, q: torch.Tensor | QuantizedQuery, problem: Problem, layout: str, return_lse: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """The tensor to return, in the caller's layout, its [B, H, S, D] view, and the LSE if it is wanted; unwritten."""
     shape = (problem.batch, problem.heads, problem.seq_q, problem.head_dim)
     if out is not None:
-        return out, check_out(out, shape, q.dtype, layout)
-    order = shape if layout == "bhsd" else (shape[0], shape[2], shape[1], shape[3])
-    result = torch.empty(order, dtype=q.dtype, device=_memory(q).device)
-    return result, tensors.to_bhsd(result, layout)
+        result, view = out, check_out(out, shape, q.dtype, layout)
+    else:
+        order = shape if layout == "bhsd" else (shape[0], shape[2], shape[1], shape[3])
+        result = torch.empty(order, dtype=q.dtype, device=_memory(q).device)
+        view = tensors.to_bhsd(result, layout)
+    return result, view, torch.empty(shape[:3], dtype=torch.float32, device=view.device) if return_lse else None
+
+
+def _fill_without_keys(out: torch.Tensor, lse: torch.Tensor | None) -> None:
+    """What a row that sees no key gets, for all rows."""
+    out.zero_()
+    if lse is not None:
+        lse.fill_(-math.inf)

@@ -60,6 +60,7 @@ def attention_kernel(
         "fma_eighths": tile.fma_eighths,
         "overlap": tile.overlap,
         "warpgroups": tile.warpgroups,
+        "persistent": tile.persistent,
     }
     return AttentionSm90, AttentionSm90Config(**common, **own)
 

@@ -15,7 +15,8 @@ from cute_attn.attention_kernels import attention_kernel
 from cute_attn.dispatch import default_config, image_layout
 from cute_attn.problem import Problem
 from cute_attn.recipe import Recipe
-from cute_attn.tile_config import AnyTileConfig
+from cute_attn.tile_config import AnyTileConfig, WarpgroupTileConfig
+from cute_attn.work_sharing import multiprocessors, tickets
 
 if TYPE_CHECKING:
     from cute_attn.kernels.tile_image import TileImage
@@ -202,7 +203,18 @@ def _attention_kernel(
 ) -> Callable[..., Any]:
     name = tensors.DTYPE_NAMES[dtype]
     options: dict[str, Any] = {"has_lse": has_lse, "varlen_k": varlen_k, "out_align": align}
-    return jit.load(*attention_kernel(recipe, head_dim, name, causal, tile, **options), arch, backend)
+    kernel_class, config = attention_kernel(recipe, head_dim, name, causal, tile, **options)
+    kernel = jit.load(kernel_class, config, arch, backend)
+    return _persistent(kernel, kernel_class(config).draws) if isinstance(tile, WarpgroupTileConfig) else kernel
+
+
+def _persistent(kernel: Callable[..., Any], draws: bool) -> Callable[..., Any]:
+    """``kernel`` with the counter, if it draws its blocks, and the number of CTAs that persistent kernels take last."""
+
+    def run(q: torch.Tensor, *others: Any) -> None:
+        kernel(q, *others, tickets(q.device) if draws else None, multiprocessors(q.device))
+
+    return run
 
 
 def attention_forward(

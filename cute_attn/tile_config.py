@@ -48,6 +48,8 @@ class WarpgroupTileConfig:
     warpgroups: consumer warpgroups of a CTA, each with 64 rows of Q; one more warp loads for them
     stages:     KV tiles in shared memory: those in use and those on their way. Of unquantised recipes K and V of a tile
                 take a stage each
+    persistent: whether a CTA goes on with another block of rows, whose first tiles arrive while the last one is stored;
+                otherwise every block of rows has a CTA
     fma_eighths: of every eight 2^x of P in E4M3, how many the FMA pipe computes (within 0.18 %, where E4M3 rounds by up
                 to 6 %) so that the XU pipe has fewer; 0 for other formats
     overlap:    whether Q·Kᵀ of the next tile is on its way while a warpgroup computes 2^x of this one, and P·V while it
@@ -62,6 +64,7 @@ class WarpgroupTileConfig:
 
     warpgroups: int = 3
     stages: int = 2
+    persistent: bool = True
     fma_eighths: int = 0
     overlap: bool = False
 
@@ -69,6 +72,8 @@ class WarpgroupTileConfig:
         if type(self.overlap) is not bool:
             raise ValueError(f"config.overlap={self.overlap!r}; use True or False")
         _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
+        if type(self.persistent) is not bool:
+            raise ValueError(f"config.persistent={self.persistent!r}; use True or False")
 
     @property
     def rows(self) -> int:

@@ -61,6 +61,9 @@ cute-attn bench --shapes video b1_h64_kv8_s8192_d128_causal --recipes int8 int8_
   distance of the quartiles as its spread. A graph whose replay leaves a part of the output unwritten is refused. What
   cannot be captured (SageAttention and SpargeAttn launch on CUDA's legacy default stream) is timed as it is called, and
   marked.
+* Taking turns means that all contenders are in memory at once: Q, K and V, what each of them has quantised or laid out
+  anew beforehand, and one pool in which all graphs have their outputs and scratch. Of the largest problem
+  (`b4_h32_s32768_d128`, whose Q, K and V are 3.2 GB) that is reckoned to be 26 GB on a Hopper GPU with every peer.
 * TOPS are 4·B·H·Sq·Sk·D operations, half of them when causal, over that time, whatever a kernel skips or pads.
   "Attention alone" starts from operands that are quantised already; "with quantisation" from 16-bit tensors.
 * Peak is what the tensor cores could do in the contender's own formats at the boost clock (`cute_attn/gpus.py`; mixed
@@ -244,9 +247,9 @@ def static_costs() -> str:
                 rows.append((our_name(row), row.registers, row.spills, slots, cycles(row.floors), busiest))
         head = (f"`{arch}`", "registers", "spills in the loop", "slots", "tensor / XU / ALU / FMA / LSU", "bound")
         parts.append(table(head, rows) + "\n")
-    head = ("peer", "arch", "threads", *MIX)
+    columns = ("peer", "arch", "threads", *MIX)
     mix = [(p.kernel, f"`{p.arch}`", p.threads, *(f"{share:.2f}" for share in p.mix)) for p in PEERS]
-    parts.append("What the peers' slots are:\n\n" + table(head, mix) + "\n")
+    parts.append("What the peers' slots are:\n\n" + table(columns, mix) + "\n")
     return "\n".join(parts)
 
 

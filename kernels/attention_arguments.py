@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import cutlass
 import cutlass.cute as cute
-from cutlass import BFloat16, Float16, Float32, Int8, Int32, Uint8
+from cutlass import BFloat16, Float16, Float32, Int8, Int32, Uint8, const_expr
 from cutlass.cute.runtime import make_fake_compact_tensor, make_fake_stream, make_fake_tensor
 
-__all__ = ["HEAD_DIMS", "OUT_DTYPES", "attention_arguments"]
+__all__ = ["HEAD_DIMS", "OUT_DTYPES", "Call", "attention_arguments"]
 
 HEAD_DIMS = range(16, 257, 8)
 """Head dims that there are kernels for."""
@@ -66,3 +68,42 @@ def attention_arguments(
         Float32(0),
         make_fake_stream(use_tvm_ffi_env_stream=True),
     )
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one launch, as of `AttentionSm80`; maps: what the copies of K and V need besides, or None."""
+
+    q: cute.Tensor
+    q_scale: cute.Tensor | None
+    q_bias: cute.Tensor | None
+    keys: cute.Tensor
+    values: cute.Tensor
+    maps: tuple | None
+    v_mean: cute.Tensor | None
+    key_lengths: cute.Tensor | None
+    out: cute.Tensor
+    lse: cute.Tensor | None
+    seq_k: Int32
+    softmax_scale_log2: Float32
+
+    @property
+    def heads(self) -> Int32:
+        """Query heads."""
+        return self.q.shape[1]
+
+    @property
+    def seq_q(self) -> Int32:
+        """Queries of a head."""
+        return self.q.shape[2]
+
+    @property
+    def group(self) -> Int32:
+        """Query heads that share a KV head."""
+        return self.heads // self.keys.shape[1]
+
+    def keys_of(self, batch: Int32) -> Int32:
+        """Keys of a batch element."""
+        if const_expr(self.key_lengths is None):
+            return self.seq_k
+        return cutlass.max(cutlass.min(self.key_lengths[batch], self.seq_k), 0)

@@ -226,8 +226,7 @@ class AttentionSm80:
         softmax_scale_log2: Float32,
     ):
         batch, heads, seq_q, _ = q.shape
-        place = cute.arch.block_idx()
-        head, block = WorkOrder(*cute.arch.grid_dim()).item(place, last_first=self.config.causal)
+        head, block = WorkOrder.at_grid(*cute.arch.block_idx(), last_first=self.config.causal)
         row_begin = block * self.rows
         if head < batch * heads:
             kv_head = head // (heads // keys.shape[1])

@@ -8,8 +8,9 @@ from typing import Any
 import cutlass
 import cutlass.cute as cute
 from cutlass import Float32, Int32, Int64, Uint8, const_expr
+from cutlass.cute.runtime import make_fake_compact_tensor
 
-from .attention_arguments import attention_arguments
+from .attention_arguments import Call, attention_arguments
 from .attention_sm90_config import (
     CONSUMER_REGISTERS,
     PRODUCER_REGISTERS,
@@ -20,12 +21,13 @@ from .attention_sm90_config import (
 from .consumer import THREADS, Consumer
 from .epilogue import Epilogue
 from .head_views import head_channels, head_queries, head_rows
-from .kv_ring import KvRing
+from .kv_ring import BARRIER_BYTES, KvRing
 from .ptx import opaque
 from .sequence import SequenceBounds
 from .warpgroup_mma import ROWS
 from .warpgroup_recipes import LOG_LINEAR_RECIPES, TILE_TOKENS, WARPGROUP_RECIPES
 from .work_order import WorkOrder
+from .work_queue import WorkQueue
 
 __all__ = ["AttentionSm90", "AttentionSm90Config"]
 
@@ -120,14 +122,9 @@ class AttentionSm90:
     """
 
     @property
-    def keeps_shared_address(self) -> bool:
-        """Whether shared memory's address is in a register, which saves up to a quarter of a slot per 32 scores.
-
-        Beside sums of one tile and the causal limit there is none left: ptxas would make every score twice there. Of
-        another tile's scores beside the causal limit it would make copies.
-        """
-        c = self.config
-        return not (c.causal and (c.overlap or c.accumulate == "float32+float32"))
+    def draws(self) -> bool:
+        """Whether CTAs draw their blocks of rows, which see more keys or fewer, instead of counting on."""
+        return self.config.persistent and (self.config.causal or self.config.varlen_k)
 
     @staticmethod
     def can_implement(config: AttentionSm90Config) -> str | None:
@@ -138,7 +135,9 @@ class AttentionSm90:
         """Tensors without memory, scalars and stream that stand for `__call__`'s arguments while compiling."""
         c = self.config
         which = {"has_lse": c.has_lse, "smooth_q": False, "smooth_v": c.smooth_v, "varlen_k": c.varlen_k}
-        return attention_arguments(self.recipe, self.image, c.head_dim, c.out_dtype, c.out_align, **which)
+        *tensors, stream = attention_arguments(self.recipe, self.image, c.head_dim, c.out_dtype, c.out_align, **which)
+        tickets = make_fake_compact_tensor(Int32, (1,), assumed_align=4) if self.draws else None
+        return *tensors, tickets, Int32(0), stream
 
     @cute.jit
     def __call__(
@@ -155,88 +154,130 @@ class AttentionSm90:
         lse: cute.Tensor | None,
         seq_k: Int32,
         softmax_scale_log2: Float32,
+        tickets: cute.Tensor | None,
+        ctas: Int32,
         stream: Any,
     ):
-        """Launch. The arguments are those of `AttentionSm80`, in its order. For recipes that quantise:
+        """Launch. The arguments are those of `AttentionSm80`, in its order, and two more. For recipes that quantise:
 
         q:       int8 [B, Hq, Sq, `image.key_bytes`]: INT8, or E4M3's bytes, zeros past D; compact, as q_scale, q_bias
         keys:    uint8 [B, Hkv, T, bytes], compact: tile images of 128 tokens with rows of ones, T = ceil(seq_k / 128)
         delta:   None: what smoothing Q takes off the scores is not brought back here
+
+        tickets: int32 [1], 0, which it is again after the launch; None unless `draws`
+        ctas:    how many CTAs run at the same time, one a multiprocessor; of no meaning unless `persistent`
         """
         batch, heads, seq_q, _ = q.shape
         head_bytes = Int64(cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1)) * self.image.nbytes
         blocks = cute.ceil_div(seq_q, self.rows)
         order = WorkOrder.create(batch * heads, blocks, head_bytes, self.config.l2_bytes)
         maps = self.recipe.maps(keys, values, seq_k, self.image)
-        self.kernel(
-            q, q_scale, q_bias, keys, values, maps, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2
-        ).launch(
-            grid=order.grid, block=(self.threads, 1, 1), smem=self.shared_bytes, stream=stream, min_blocks_per_mp=1
+        grid = cutlass.min(order.count, ctas) if const_expr(self.config.persistent) else order.count
+        call = Call(q, q_scale, q_bias, keys, values, maps, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2)
+        self.kernel(call, order, tickets).launch(
+            grid=(grid, 1, 1),
+            block=(self.threads, 1, 1),
+            smem=self.shared_bytes,
+            stream=stream,
+            min_blocks_per_mp=1,
         )
 
     @cute.kernel
-    def kernel(
-        self,
-        q: cute.Tensor,
-        q_scale: cute.Tensor | None,
-        q_bias: cute.Tensor | None,
-        keys: cute.Tensor,
-        values: cute.Tensor,
-        maps: tuple | None,
-        v_mean: cute.Tensor | None,
-        key_lengths: cute.Tensor | None,
-        out: cute.Tensor,
-        lse: cute.Tensor | None,
-        seq_k: Int32,
-        softmax_scale_log2: Float32,
+    def kernel(self, call: Call, order: WorkOrder, tickets: cute.Tensor | None):
+        shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
+        # In a register, which saves up to a quarter of a slot per 32 scores.
+        shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)
+        ring = self.ring(shared)
+        queue = self.queue(shared, tickets, order, ring)
+        if cute.arch.thread_idx()[0] == 0:
+            ring.initialise(self.consumers // 32)
+            queue.initialise(self.consumers // 32)
+            cute.arch.mbarrier_init_fence()
+        cute.arch.barrier()
+        warpgroup = cute.arch.make_warp_uniform(cute.arch.thread_idx()[0] // THREADS)
+        if warpgroup == self.config.warpgroups:
+            cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
+            if cute.arch.thread_idx()[0] // 32 == self.consumers // 32:
+                self.produce(call, order, queue, ring)
+        else:
+            cute.arch.setmaxregister_increase(CONSUMER_REGISTERS[self.config.warpgroups])
+            self.consume(call, order, queue, ring, shared, warpgroup)
+
+    @cute.jit
+    def produce(self, call: Call, order: WorkOrder, queue: WorkQueue, ring: KvRing):
+        """The producer warp: every block's KV tiles, and which block is next."""
+        number = queue.first()
+        queue.put(number)
+        while number < order.count:
+            head, bounds = self.block(number, order, call)
+            kv_head = head // call.group
+            source = self.recipe.source(
+                call.keys, call.maps, kv_head, bounds.seq_k, self.image, ring.own, self.config.varlen_k
+            )
+            ring.produce(source, bounds.tiles())
+            number = queue.after(number)
+            queue.put(number)
+
+    @cute.jit
+    def consume(
+        self, call: Call, order: WorkOrder, queue: WorkQueue, ring: KvRing, shared: cute.Pointer, warpgroup: Int32
     ):
-        batch, heads, seq_q, _ = q.shape
-        place = cute.arch.block_idx()
-        head, block = WorkOrder(*cute.arch.grid_dim()).item(place, last_first=self.config.causal)
-        row_begin = block * self.rows
-        if head < batch * heads:
-            group = heads // keys.shape[1]
-            if const_expr(key_lengths is not None):
-                seq_k = cutlass.max(cutlass.min(key_lengths[head // heads], seq_k), 0)
-            bounds = SequenceBounds(seq_q, seq_k, row_begin, self.rows, TILE_TOKENS, self.config.causal)
-            shared = cute.arch.get_dyn_smem(Uint8, alignment=1024)
-            if const_expr(self.keeps_shared_address):
-                shared = cute.make_ptr(Uint8, opaque(shared.toint()), cute.AddressSpace.smem, assumed_align=1024)
-            ring = self.ring(shared)
-            if cute.arch.thread_idx()[0] == 0:
-                ring.initialise(self.consumers // 32)
-            cute.arch.barrier()
-            warpgroup = cute.arch.make_warp_uniform(cute.arch.thread_idx()[0] // THREADS)
-            if warpgroup == self.config.warpgroups:
-                cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
-                if cute.arch.thread_idx()[0] // 32 == self.consumers // 32:
-                    source = self.recipe.source(
-                        keys, maps, head // group, seq_k, self.image, ring.own_barrier, self.config.varlen_k
-                    )
-                    ring.produce(source, bounds.tiles())
-            else:
-                cute.arch.setmaxregister_increase(CONSUMER_REGISTERS[self.config.warpgroups])
-                mine = replace(bounds, row_begin=row_begin + warpgroup * ROWS, rows=ROWS)
-                queries = shared + cute.assume(warpgroup * self.q_bytes, divby=256)
-                consumer = Consumer(warpgroup, mine, queries, self.config, self.recipe, self.image, self.stage_bytes)
-                consumer.load_queries(head_queries(q, head, compact=self.recipe.quantised))
-                scales, biases, channels = None, None, (None, None)
-                if const_expr(self.recipe.quantised):
-                    scales, biases = head_rows(q_scale, head), head_rows(q_bias, head)
-                softmax = consumer.attend(ring, bounds.tiles(), scales, softmax_scale_log2)
-                if const_expr(self.recipe.quantised):
-                    kv_head = opaque(head) // group  # divided again: no register holds it through the main loop
-                    channels = (head_channels(values, kv_head), head_channels(v_mean, kv_head))
-                query = (scales, biases, softmax_scale_log2)
-                epilogue = Epilogue(softmax, mine, query, consumer.warp_row(), self.image, 1)
-                epilogue.store_output(out[head // heads, head % heads, None, None], channels)
-                if const_expr(lse is not None):
-                    epilogue.store_lse(head_rows(lse, head))
+        """A consumer warpgroup: its rows of every block. Q of the next one is on its way while the last is stored."""
+        number = queue.get()
+        head, bounds = self.block(number, order, call)
+        consumer = self.consumer(shared, warpgroup, bounds)
+        consumer.request_queries(head_queries(call.q, head, compact=self.recipe.quantised))
+        while number < order.count:
+            head, bounds = self.block(number, order, call)
+            consumer = self.consumer(shared, warpgroup, bounds)
+            consumer.await_queries()
+            scales, biases, channels = None, None, (None, None)
+            if const_expr(self.recipe.quantised):
+                scales, biases = head_rows(call.q_scale, head), head_rows(call.q_bias, head)
+            softmax = consumer.attend(ring, bounds.tiles(), scales, call.softmax_scale_log2)
+            head, bounds = self.block(queue.get(), order, call)  # again: no register held them through the main loop
+            consumer = self.consumer(shared, warpgroup, bounds)
+            following = queue.get_next()
+            if following < order.count:
+                consumer.meet()
+                next_head, next_bounds = self.block(following, order, call)
+                after = self.consumer(shared, warpgroup, next_bounds)
+                after.request_queries(head_queries(call.q, next_head, compact=self.recipe.quantised))
+            if const_expr(self.recipe.quantised):
+                kv_head = head // call.group
+                scales, biases = head_rows(call.q_scale, head), head_rows(call.q_bias, head)
+                channels = (head_channels(call.values, kv_head), head_channels(call.v_mean, kv_head))
+            query = (scales, biases, call.softmax_scale_log2)
+            epilogue = Epilogue(softmax, consumer.bounds, query, consumer.warp_row(), self.image, 1)
+            epilogue.store_output(call.out[head // call.heads, head % call.heads, None, None], channels)
+            if const_expr(call.lse is not None):
+                epilogue.store_lse(head_rows(call.lse, head))
+            number = following
+
+    def block(self, number: Int32, order: WorkOrder, call: Call) -> tuple[Int32, SequenceBounds]:
+        """Head (batch·Hq + query head) and rows of a block."""
+        head, block = order.at(number, last_first=self.config.causal)
+        seq_k = opaque(call.keys_of(head // call.heads))  # what follows from it is not kept from block to block
+        bounds = SequenceBounds(call.seq_q, seq_k, block * self.rows, self.rows, TILE_TOKENS, self.config.causal)
+        return head, bounds
+
+    def consumer(self, shared: cute.Pointer, warpgroup: Int32, bounds: SequenceBounds) -> Consumer:
+        """A warpgroup's share of a block."""
+        mine = replace(bounds, row_begin=bounds.row_begin + warpgroup * ROWS, rows=ROWS)
+        queries = shared + cute.assume(warpgroup * self.q_bytes, divby=256)
+        return Consumer(warpgroup, mine, queries, self.config, self.recipe, self.image, self.stage_bytes)
 
     def ring(self, shared: cute.Pointer) -> KvRing:
         """The stages behind Q, and the barriers behind them."""
         tiles = shared + self.config.warpgroups * self.q_bytes
-        barriers = cute.recast_ptr(tiles + self.config.stages * self.stage_bytes, dtype=Int64)
-        return KvRing.create(
-            tiles, barriers, self.stage_bytes, self.config.stages, self.recipe.turns, keys_ahead=self.config.overlap
-        )
+        shape = (self.stage_bytes, self.config.stages, self.recipe.turns)
+        return KvRing.create(tiles, self._barriers(shared), *shape, keys_ahead=self.config.overlap)
+
+    def queue(self, shared: cute.Pointer, tickets: cute.Tensor | None, order: WorkOrder, ring: KvRing) -> WorkQueue:
+        """The queue, whose mailbox lies behind the ring's barriers."""
+        mailbox = self._barriers(shared) + KvRing.barrier_bytes(self.config.stages) // BARRIER_BYTES
+        return WorkQueue(mailbox, tickets, ring.phases, order.count, self.config.persistent)
+
+    def _barriers(self, shared: cute.Pointer) -> cute.Pointer:
+        tiles = shared + self.config.warpgroups * self.q_bytes
+        return cute.recast_ptr(tiles + self.config.stages * self.stage_bytes, dtype=Int64)

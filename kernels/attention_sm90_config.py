@@ -10,6 +10,7 @@ from .kv_ring import KvRing
 from .softmax_warpgroup import value_parts
 from .warpgroup_mma import ROWS
 from .warpgroup_recipes import LOG_LINEAR_RECIPES, TILE_TOKENS, WARPGROUP_RECIPES
+from .work_queue import WorkQueue
 
 __all__ = [
     "CONSUMER_REGISTERS",
@@ -43,6 +44,8 @@ class AttentionSm90Config:
     out_align: alignment in bytes of every row of the output, 16, 8, 4 or 2: the width of its stores
     warpgroups, stages: consumer warpgroups of 64 query rows per CTA, KV tiles in shared memory; in recipes fp16 and
                bf16, whose K and V take turns, tiles of K or V
+    persistent: whether CTAs go on with another block of rows while there are any, so that its first KV tiles arrive and
+               its Q is read while the last one is stored; otherwise every block has a CTA
     l2_bytes:  heads are started in groups whose KV tiles fit in this many bytes of L2: half of the 50 MB of an H100,
                whose other half is far
     recipe, accumulate, exponent: as of cute_attn.Recipe
@@ -63,6 +66,7 @@ class AttentionSm90Config:
     out_align: int = 16
     warpgroups: int = 3
     stages: int = 4
+    persistent: bool = True
     l2_bytes: int = 25 << 20
     recipe: str = "int8_fp8"
     accumulate: str = "float32+float32"
@@ -142,8 +146,13 @@ def _overlap_refusal(config: AttentionSm90Config, image: Any) -> str | None:
 
 
 def shared_bytes(config: AttentionSm90Config) -> int:
-    """Dynamic shared memory of a CTA: Q, the stages, and their barriers."""
+    """Dynamic shared memory of a CTA: Q, the stages and their barriers, and the queue's mailbox."""
     recipe = WARPGROUP_RECIPES[config.recipe]
     image = recipe.image(config.head_dim)
     queries = ROWS * config.warpgroups * image.key_bytes
-    return queries + config.stages * (image.nbytes // recipe.turns) + KvRing.barrier_bytes(config.stages)
+    return (
+        queries
+        + config.stages * (image.nbytes // recipe.turns)
+        + KvRing.barrier_bytes(config.stages)
+        + WorkQueue.nbytes()
+    )

@@ -88,16 +88,24 @@ class Consumer:
         return self.bounds.row_begin + self.warp_row() + lane_index() // 4
 
     @cute.jit
-    def load_queries(self, q: cute.Tensor):
-        """A warpgroup's rows of Q [Sq, D] -> its planes, zeros past the last one; ready for the tensor cores."""
-        thread, element_bytes = cute.arch.thread_idx()[0] % THREADS, self.recipe.query_bytes
+    def request_queries(self, q: cute.Tensor):
+        """A warpgroup's rows of Q [Sq, D] -> its planes, zeros past the last one; `await_queries` comes before use."""
+        # Opaque: what follows from it is made again for every block, and not kept through the main loop.
+        thread, element_bytes = opaque(cute.arch.thread_idx()[0] % THREADS), self.recipe.query_bytes
         copy = RowCopy.create(operand_planes(ROWS, self.image.key_bytes), element_bytes * q.shape[1], THREADS, thread)
         step = Int64(q.stride[0]) * element_bytes
         first = self.bounds.row_begin + copy.row
         copy.copy(self.queries, q.iterator.toint() + first * step + copy.byte, step, self.bounds.seq_q - first)
         cute.arch.cp_async_commit_group()
+
+    def await_queries(self) -> None:
+        """Until the warpgroup's rows of Q are there for the tensor cores."""
         cute.arch.cp_async_wait_group(0)
         cute.arch.fence_proxy("async.shared", space="cta")
+        self.meet()
+
+    def meet(self) -> None:
+        """Until all warps of the warpgroup are here."""
         cute.arch.barrier(barrier_id=1 + self.warpgroup, number_of_threads=THREADS)
 
     @cute.jit
@@ -119,24 +127,27 @@ class Consumer:
         softmax = self.recipe.softmax(ring.tiles, *stages, self.image, product_registers(c), c.fma_eighths)
         mask = ScoreMask.create(bounds, self.lane_row(), lane_index() % 4, self.image.score_tokens)
         tiles, full = self.tile_counts(bounds)
+        visits = tiles
+        if const_expr(c.overlap):
+            visits = cutlass.max(tiles - 1, 0)  # the last one is `end`'s
+            full = cutlass.min(full, visits)
+        counts = full * 4 + (visits - full)  # both in one register: 64 rows have at most two tiles that need a mask
         unread = (brought - tiles) * self.recipe.turns
         late = self.late(unread, tiles) if const_expr(ring.keys_ahead) else 0
         self.give_back(ring, unread - late)
         beyond = mask.at(tiles * TILE_TOKENS)
-        limit = opaque(beyond.limit)  # one register, where ptxas would keep all that the limit is made of
+        limit = beyond.limit
         ahead = None
         if const_expr(c.overlap):
             ahead = ScoredTile.create(self.image.tokens)
             limit = limit + TILE_TOKENS
             self.begin(ring, scores, softmax, replace(beyond, limit=limit), ahead, tiles)
             self.give_back(ring, late)
-        for _ in cutlass.range(tiles - full - int(c.overlap), unroll=1):
+        while counts & 3 > 0:
+            counts = counts - 1
             limit = limit + TILE_TOKENS
             self.visit(ring, scores, softmax, replace(beyond, limit=limit), ahead)
-        # Again: no register held them.
-        tiles, full = self.tile_counts(replace(bounds, row_begin=opaque(bounds.row_begin)))
-        if const_expr(c.overlap):
-            full = cutlass.min(full, tiles - 1)
+        full = counts >> 2
         if const_expr(softmax.chunk_tiles is None):
             for _ in cutlass.range(full, unroll=1):
                 self.visit(ring, scores, softmax, None, ahead)

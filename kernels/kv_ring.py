@@ -9,8 +9,6 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, const_expr, range_constexpr
 
-from .operand_planes import lane_index
-
 __all__ = ["KvRing"]
 
 BARRIER_BYTES = 8
@@ -32,7 +30,8 @@ class KvRing:
 
     tiles:    shared memory, `stages`·`nbytes` bytes, 256-byte aligned; 1024-byte with the 128-byte swizzle
     barriers: shared memory, 16·`stages` + 8 bytes: the full ones, the empty ones, and one for the producer's own use
-    state:    two int32 registers: the stage to be used next, and the parity of its phase
+    state:    three int32 registers: the stage to be used next; the parity of its phase in bit 0, the other bits are not
+              the ring's; and the parity of the producer's own barrier
     nbytes:   bytes of a stage
     """
 
@@ -49,9 +48,8 @@ class KvRing:
         tiles: cute.Pointer, barriers: cute.Pointer, nbytes: int, stages: int, turns: int, keys_ahead: bool = False
     ) -> KvRing:
         """A role's view of the ring, at the first stage."""
-        state = cute.make_rmem_tensor((2,), Int32)
-        state[0] = Int32(0)
-        state[1] = Int32(0)
+        state = cute.make_rmem_tensor((3,), Int32)
+        state.fill(0)
         return KvRing(tiles, barriers, state, nbytes, stages, turns, keys_ahead and turns == 2)
 
     @staticmethod
@@ -60,17 +58,25 @@ class KvRing:
         return (2 * stages + 1) * BARRIER_BYTES
 
     def initialise(self, consumer_warps: int) -> None:
-        """Set up the barriers: one thread does, and a barrier of the whole CTA follows."""
+        """Set up the barriers: one thread does; a fence and a barrier of the whole CTA follow."""
         for stage in range(self.stages):
             cute.arch.mbarrier_init(self.barriers + stage, 1)
             cute.arch.mbarrier_init(self.barriers + (self.stages + stage), consumer_warps)
-        cute.arch.mbarrier_init(self.own_barrier, 1)
-        cute.arch.mbarrier_init_fence()
+        cute.arch.mbarrier_init(self._own_barrier, 1)
 
     @property
-    def own_barrier(self) -> cute.Pointer:
-        """Of the producer: one thread arrives."""
+    def _own_barrier(self) -> cute.Pointer:
         return self.barriers + 2 * self.stages
+
+    @property
+    def own(self) -> tuple[cute.Pointer, cute.Tensor]:
+        """The producer's own barrier, at which one thread arrives, and the parity of its phase (1,)."""
+        return self._own_barrier, cute.make_tensor(self.state.iterator + 2, cute.make_layout(1))
+
+    @property
+    def phases(self) -> cute.Tensor:
+        """int32 (1,): a register of the role whose bits from 1 on are free."""
+        return cute.make_tensor(self.state.iterator + 1, cute.make_layout(1))
 
     @cute.jit
     def produce(self, source: Any, tiles: Int32) -> None:
@@ -91,7 +97,7 @@ class KvRing:
         """Bring ``tile`` of ``source``, of K and V by turns the one whose ``turn`` it is, to the next stage."""
         stage = self.state[0]
         full = self.barriers + stage
-        cute.arch.mbarrier_wait(full + self.stages, self.state[1] ^ 1)
+        cute.arch.mbarrier_wait(full + self.stages, self.state[1] & 1 ^ 1)
         target = self.tiles + cute.assume(stage * self.nbytes, divby=256)
         source.bring(tile, turn, target, full)
         self._step()
@@ -99,7 +105,7 @@ class KvRing:
     def wait(self) -> Int32:
         """Wait for the next tile; its stage."""
         stage = self.state[0]
-        cute.arch.mbarrier_wait(self.barriers + stage, self.state[1])
+        cute.arch.mbarrier_wait(self.barriers + stage, self.state[1] & 1)
         return stage
 
     def wait_values(self, stage: Int32) -> Int32:
@@ -123,7 +129,7 @@ class KvRing:
     @cute.jit
     def give_back(self, stage: Int32) -> None:
         """The warp has read the tile in ``stage``."""
-        if lane_index() == 0:
+        with cute.arch.elect_one():
             cute.arch.mbarrier_arrive(self.barriers + (stage + self.stages))
 
     @cute.jit

@@ -27,6 +27,7 @@ __all__ = [
     "pack_bytes_f16",
     "pack_f16x2",
     "shift_right",
+    "take_ticket",
     "unpack_bf16x2",
     "unpack_f16x2",
 ]
@@ -199,3 +200,12 @@ def opaque(value: Int32) -> Int32:
 def shift_right(value: Int32, count: Int32) -> Int32:
     """Arithmetic shift: SHF with PTX's clamping of the count, where the DSL's >> adds instructions for it."""
     return Int32(_asm(T.i32(), "shr.s32 $0, $1, $2;", [value, count], "=r,r,r"))
+
+
+def take_ticket(counter: cute.Pointer, count: Int32) -> Int32:
+    """A number that no other thread of the launch gets (in global memory): 0, 1 …; after the ``count``-th 0 again.
+
+    An atom.inc, which the DSL lacks: it wraps, so that the counter is ready for the next launch. Not pure.
+    """
+    operands = [counter.toint(), count - 1]
+    return Int32(_asm(T.i32(), "atom.relaxed.gpu.global.inc.u32 $0, [$1], $2;", operands, "=r,l,r", side_effects=True))

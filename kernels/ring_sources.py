@@ -30,8 +30,7 @@ class TileImages:
 
     @staticmethod
     def create(
-        keys: cute.Tensor, maps: None, head: Int32, seq_k: Int32, image: TileImage, barrier: cute.Pointer,
-        varlen: bool,
+        keys: cute.Tensor, maps: None, head: Int32, seq_k: Int32, image: TileImage, own: tuple, varlen: bool,
     ) -> TileImages:  # fmt: skip
         """keys: uint8 [B, Hkv, T, bytes], compact; head: batch·Hkv + KV head."""
         return TileImages(keys.iterator + Int64(head) * keys.shape[2] * image.nbytes, image)
@@ -75,27 +74,29 @@ class TensorTiles:
 
     copies:  of K and V, the copy of a block, and the head's blocks: coordinates ((token, channel), tile, block)
     seq_k:   tokens of the sequence
-    barrier: shared, of this warp, in its first phase
+    barrier, phase: shared, of this warp, and the parity of its phase, int32 (1,) in a register
     """
 
     copies: tuple
     seq_k: Int32
     barrier: cute.Pointer
+    phase: cute.Tensor
     tile: cutlass.Constexpr[SwizzledTile]
     varlen: cutlass.Constexpr[bool]
 
     @staticmethod
     def create(
-        keys: cute.Tensor, maps: tuple, head: Int32, seq_k: Int32, tile: SwizzledTile, barrier: cute.Pointer,
-        varlen: bool,
+        keys: cute.Tensor, maps: tuple, head: Int32, seq_k: Int32, tile: SwizzledTile, own: tuple, varlen: bool,
     ) -> TensorTiles:  # fmt: skip
-        """maps: `tensor_maps`; head: batch·Hkv + KV head; varlen: whether ``seq_k`` may be less than the tensors'."""
+        """maps: `tensor_maps`; head: batch·Hkv + KV head; own: the warp's barrier and the parity of its phase; varlen:
+        whether ``seq_k`` may be less than the tensors'.
+        """
         kv_heads = keys.shape[1]
         copies = []
         for atom, coordinates in (maps[:2], maps[2:]):
             rows = coordinates[None, None, head % kv_heads, head // kv_heads]
             copies.append((atom, cute.local_tile(rows, (tile.tokens, BLOCK_CHANNELS), (None, None))))
-        return TensorTiles(tuple(copies), seq_k, barrier, tile, varlen)
+        return TensorTiles(tuple(copies), seq_k, *own, tile, varlen)
 
     @cute.jit
     def bring(self, tile: Int32, turn: cutlass.Constexpr[int], target: cute.Pointer, full: cute.Pointer) -> None:
@@ -104,7 +105,8 @@ class TensorTiles:
             left = self.seq_k - tile * self.tile.tokens
             if left < self.tile.tokens:
                 self._request(tile, turn, target, self.barrier)
-                cute.arch.mbarrier_wait(self.barrier, 0)
+                cute.arch.mbarrier_wait(self.barrier, self.phase[0])
+                self.phase[0] = self.phase[0] ^ 1
                 self._clear(target, left)
                 if lane_index() == 0:
                     cute.arch.mbarrier_arrive(full)

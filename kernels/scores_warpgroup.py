@@ -11,6 +11,7 @@ from cutlass import Float8E4M3FN, Float32, Int8, Int32, const_expr, range_conste
 from cutlass.cute.nvgpu import warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW, lane_index
+from .ptx import opaque
 from .row_scales import SMALLEST_FACTOR
 from .tile_image import TileImage
 from .warpgroup_mma import ROWS, multiply, plane_operand, warpgroup_mma
@@ -64,7 +65,8 @@ class WarpgroupScores:
         count = image.key_bytes // PLANE_BYTES_PER_ROW
         q = plane_operand(queries, element, ROWS, ROWS, count)
         k = plane_operand(tiles + image.k_offset, element, image.tokens, image.tokens, count, stages, stage_bytes)
-        scales = tiles + (image.scale_offset + cute.assume(lane_index() % 4 * 16, divby=16))
+        place = opaque(lane_index() % 4 * 16)  # in a register: ptxas would spill another one to make it again
+        scales = tiles + (image.scale_offset + cute.assume(place, divby=16))
         return WarpgroupScores(
             mma,
             thread.make_fragment_A(thread.partition_A(q)),
@@ -127,7 +129,8 @@ class WarpgroupScores:
                     if const_expr(not self.tokens_share_scale):
                         y = y * c[2 * t + e]
                     if const_expr(mask is not None):
-                        y = mask.apply(y, r, e, n)
+                        # Opaque, or LLVM would make every score twice, once for the maximum.
+                        y = opaque(mask.apply(y, r, e, n).bitcast(Int32)).bitcast(Float32)
                     scores[(e, r), n] = y
                     if const_expr(not integers):
                         largest[r] = y if const_expr(largest[r] is None) else cute.arch.fmax(largest[r], y)

@@ -17,7 +17,7 @@ from .running_max import UNSEEN, quad_max, raised_bias
 from .tile_image import VALUE_BYTES, TileImage
 from .warpgroup_mma import multiply, plane_operand, warpgroup_mma
 
-__all__ = ["WarpgroupSoftmax", "value_parts"]
+__all__ = ["FORMATS", "WarpgroupSoftmax", "value_parts"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class _Format:
     pack: Callable[[list[Float32]], Int32]
 
 
-_FORMATS = {
+FORMATS = {
     # log2(448), rounded down to float32
     "e4m3": _Format(Float8E4M3FN, Float8E4M3FN, Float32, False, 8.807353973388672, 1.0, pack_bytes_e4m3),
     # log2(255); larger P would wrap
@@ -71,7 +71,7 @@ def value_parts(image: TileImage, registers: int) -> tuple[int, ...] | None:
     8-bit integers: wgmma has no N of 32·i + 8, so that the ones go apart. Sums of one tile that meet the output later
     take registers besides it: as few parts as fit.
     """
-    kind, rows = _FORMATS[image.values], image.value_rows
+    kind, rows = FORMATS[image.values], image.value_rows
     left = registers - rows // 2
     if left < image.tokens // 2 + _SOFTMAX_REGISTERS:
         return None
@@ -116,7 +116,7 @@ class WarpgroupSoftmax:
         cls, tiles: cute.Pointer, stages: int, stage_bytes: int, image: TileImage, registers: int, fma_eighths: int
     ) -> WarpgroupSoftmax:
         """Empty state. tiles: the ring's stages; registers: of a consumer thread; fma_eighths: see `probabilities`."""
-        kind, rows = _FORMATS[image.values], image.value_rows
+        kind, rows = FORMATS[image.values], image.value_rows
         planes = image.tokens * VALUE_BYTES[image.values] // PLANE_BYTES_PER_ROW
         parts = value_parts(image, registers) or ()
         values, first = [], 0
@@ -140,7 +140,7 @@ class WarpgroupSoftmax:
 
     @property
     def _format(self) -> _Format:
-        return _FORMATS[self.image.values]
+        return FORMATS[self.image.values]
 
     @property
     def _integer(self) -> bool:

@@ -46,10 +46,9 @@ def main() -> None:
             out = flash_attn_func(q, k, v, causal=arguments.causal)[0]
             seconds = time.perf_counter() - started
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        exact = torch.nn.functional.scaled_dot_product_attention(
-            *(x.float().transpose(1, 2) for x in (q, k, v)), is_causal=arguments.causal
-        ).transpose(1, 2)
-        error = (out.float() - exact).abs().max().item()
+        queries, keys, values = (x.float().transpose(1, 2) for x in (q, k, v))
+        exact = torch.nn.functional.scaled_dot_product_attention(queries, keys, values, is_causal=arguments.causal)
+        error = (out.float() - exact.transpose(1, 2)).abs().max().item()
         print(f"{seq:6d} {seconds:7.2f} s {peak:9.2f} GiB {error:10.1e}", flush=True)
         if arguments.profile:
             with settings(uninitialized_shared="poison", races=arguments.races, profile=True):

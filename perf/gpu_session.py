@@ -75,7 +75,8 @@ def cases(arch: str, shapes: tuple[tuple[Any, ...], ...] = SHAPES) -> Iterator[C
     for name, recipe in recipes().items():
         for dtype in recipe.dtypes:
             for *sizes, causal in shapes:
-                problem = Problem(*sizes, dtype, causal)
+                batch, heads, kv_heads, seq_q, seq_k, head_dim = sizes
+                problem = Problem(batch, heads, kv_heads, seq_q, seq_k, head_dim, dtype, causal)
                 if supports(recipe, arch, problem):
                     yield Case(name, problem)
 
@@ -88,7 +89,7 @@ def outputs(case: Case, inputs: Tensors, arch: str, device: torch.device) -> Ten
     found: Tensors = {}
     if recipe.quantises:
         operands = quantize(q, k, v, recipe=recipe, arch=arch)
-        for part, quantised in zip(("q", "kv"), operands, strict=True):
+        for part, quantised in operands._asdict().items():
             for field in dataclasses.fields(quantised):
                 if isinstance(value := getattr(quantised, field.name), torch.Tensor):
                     found[f"{part}.{field.name}"] = value

@@ -114,7 +114,7 @@ def error(results: Results) -> Figure | None:
 
 def _legend(figure: Figure, results: Results) -> None:
     """One for all panels."""
-    lines = {line.get_label(): line for axis in figure.axes for line in axis.get_lines()}
+    lines = {str(line.get_label()): line for axis in figure.axes for line in axis.get_lines()}
     figure.suptitle(f"{results.provenance.gpu}, attention alone")
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=5, frameon=False)
 

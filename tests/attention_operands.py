@@ -1,4 +1,4 @@
-"""Random quantised operands for the attention kernel by itself, and the comparison with its simulator.
+"""Random quantised operands for the attention kernel by itself, the comparison with its simulator, shared checks.
 
 Random bytes and scales reach states that quantised activations rarely do: full-range products, scores of any size,
 every mixture of row scales in one warp. The simulator decides as the kernel does, so results agree to the last bits
@@ -9,17 +9,19 @@ by at most 1/255 of one key's share.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 
-from cute_attn import jit, simulator
+from cute_attn import emulator, jit, simulator
 from cute_attn.arguments import resolve_arch
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 from cute_attn.kernels.tile_image import TILE_TOKENS
 from cute_attn.recipe import Recipe, recipes
-from cute_attn.tile_images import pack_rows, pack_tile_images
+from cute_attn.tile_images import FORMAT_DTYPES, pack_rows, pack_tile_images
 
 from .conftest import assert_lse_close, assert_out_close
 
@@ -101,6 +103,49 @@ class Operands:
         return pack_rows(self.q, self.recipe.qk_format).view(torch.int8)
 
 
+def case(
+    recipe: str,
+    accumulate: str | None = None,
+    smooth: str = "",
+    tile: dict[str, Any] | None = None,
+    causal: bool = False,
+    **shape,
+) -> tuple[Operands, AttentionConfig]:
+    """Operands and warp-MMA config of a preset, in which ``smooth``, any of the letters q and v, is smoothed.
+
+    accumulate: None is the preset's own; tile: other fields of the config; shape: fields of the operands
+    """
+    fields = {"smooth_q": "q" in smooth, "smooth_v": "v" in smooth}
+    fields["accumulate"] = accumulate or recipes()[recipe].accumulate
+    operands = Operands(recipe=recipes()[recipe].replace(**fields), **shape)
+    varlen_k = operands.key_lengths is not None
+    config = AttentionConfig(
+        operands.head_dim, has_lse=True, causal=causal, varlen_k=varlen_k, recipe=recipe, **fields, **(tile or {})
+    )
+    return operands, config
+
+
+def two_scores(
+    recipe: str, accumulate: str | None, first: int, second: int, value: float = 1.0
+) -> tuple[Operands, AttentionConfig]:
+    """One query; 64 keys of score ``second`` in base 2 and V = -value, visited before 64 of ``first`` and V = value.
+
+    The score of a key is its first dim.
+    """
+    o, config = case(recipe, accumulate, seq_q=1, seq_k=128, head_dim=32)
+    keys = torch.zeros(1, 1, 128, 32)
+    keys[:, :, :64, 0], keys[:, :, 64:, 0] = first, second
+    values = torch.full_like(keys, value)
+    values[:, :, 64:] *= -1
+    o.q = torch.zeros(1, 1, 1, 32).to(o.q.dtype)
+    o.q[..., 0], o.q_scale, o.q_bias = 1, torch.ones(1, 1, 1), torch.zeros(1, 1, 1)
+    o.image = pack_tile_images(
+        keys.to(o.q.dtype), torch.ones(1, 1, 128), values.to(FORMAT_DTYPES[o.recipe.pv_format]), o.recipe.qk_format
+    )
+    o.v_scale, o.softmax_scale = torch.ones(1, 1, 32), math.log(2)
+    return o, config
+
+
 def target(recipe: Recipe, tensor: torch.Tensor) -> str:
     """What to compile for: the tensor's GPU, or on the emulator its usual one, or the first with E4M3 in its MMAs."""
     return resolve_arch(None if tensor.is_cuda or recipe.pv_format != "e4m3" else "sm_89", tensor).name
@@ -113,8 +158,12 @@ def run(
     out: torch.Tensor | None = None,
     kernel_class: type = AttentionSm80,
     arch: str | None = None,
+    others: tuple = (),
 ):
-    """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows."""
+    """out and lse of the kernel, on the CPU; both start as 7, so that what is not written shows.
+
+    others: arguments that the kernel class takes besides those of AttentionSm80
+    """
     o = operands
     shape = (o.batch, o.heads, o.seq_q, o.head_dim)
     if out is None:
@@ -124,7 +173,7 @@ def run(
     arguments = (o.data(), o.q_scale, o.q_bias, o.image, o.v_scale, o.delta, o.v_mean)
     inputs = [x if x is None else x.to(device) for x in arguments]
     kernel = jit.load(kernel_class, config, arch or target(o.recipe, inputs[0]), jit.backend())
-    kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e))
+    kernel(*inputs, key_lengths, out, lse, o.seq_k, o.softmax_scale * math.log2(math.e), *others)
     return out.cpu(), None if lse is None else lse.cpu()
 
 
@@ -165,3 +214,30 @@ def check(
     assert_out_close(out, expected, operands.recipe)
     assert_lse_close(lse.to(device), expected_lse, operands.recipe)
     return out, lse
+
+
+def assert_rows_without_keys(out: torch.Tensor, lse: torch.Tensor, rows: int) -> None:
+    """That the first ``rows`` see no key, and all others do."""
+    assert (out[:, :, :rows] == 0).all()
+    assert (lse[:, :, :rows] == -math.inf).all()
+    assert lse[:, :, rows:].isfinite().all()
+
+
+def assert_only_nan_row(out: torch.Tensor, lse: torch.Tensor, row: int) -> None:
+    """That ``row`` of one head is NaN from end to end, and nothing else is."""
+    bad = torch.arange(out.shape[2]) == row
+    for nan in (out.isnan().any(-1), out.isnan().all(-1), lse.isnan()):
+        assert torch.equal(nan[0, 0], bad)
+
+
+def assert_same_in_any_order(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[torch.device], Any], seeds: Iterable[int]
+) -> None:
+    """That out and lse are the same bits when the emulator runs warps in orders drawn from ``seeds``."""
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "emulator")
+    plain = call(torch.device("cpu"))
+    for seed in seeds:
+        with emulator.settings(seed=seed):
+            shuffled = call(torch.device("cpu"))
+        assert torch.equal(plain[0], shuffled[0])
+        assert torch.equal(plain[1], shuffled[1])

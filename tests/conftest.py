@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -10,7 +15,7 @@ from cute_attn.commands.check import LSE_TOLERANCE
 from cute_attn.commands.check import TOLERANCE as REL_L2
 from cute_attn.recipe import Recipe
 
-__all__ = ["REL_L2", "assert_lse_close", "assert_out_close"]
+__all__ = ["REL_L2", "assert_lse_close", "assert_out_close", "assert_page_is_current", "assert_poison_stays"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -28,6 +33,18 @@ def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> t
         pytest.fail("pytest -m gpu needs a CUDA device, and PyTorch sees none")
     monkeypatch.setenv("CUTE_ATTN_BACKEND", request.param)
     return torch.device("cuda" if request.param == "cuda" else "cpu")
+
+
+@pytest.fixture
+def normal(device: torch.device) -> Callable[..., torch.Tensor]:
+    """Draws N(0, 1) with outlier channels, on the device under test."""
+
+    def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+        x[..., 3::16] = 10 * x[..., 3::16] + 5
+        return x.to(dtype).to(device)
+
+    return draw
 
 
 def assert_out_close(out: torch.Tensor, expected: torch.Tensor, recipe: Recipe) -> None:
@@ -55,3 +72,18 @@ def assert_lse_close(lse: torch.Tensor, expected: torch.Tensor, recipe: Recipe) 
     same_bits = recipe.qk_format in ("int8", "int4") and exact and not lse.is_cuda
     tolerance = {"rtol": 1e-5, "atol": 1e-4 if same_bits else LSE_TOLERANCE[recipe.pv_format]}
     torch.testing.assert_close(lse.cpu(), expected, equal_nan=True, **tolerance)
+
+
+def assert_poison_stays(out: torch.Tensor, row: int, channel: int) -> None:
+    """That of [1, 2, S, D] only ``row`` of head 0 is NaN, and only ``channel`` of head 1 not finite; those wholly."""
+    rows, channels = torch.arange(out.shape[2]) == row, torch.arange(out.shape[3]) == channel
+    for whole_or_part in (torch.all, torch.any):
+        assert torch.equal(whole_or_part(out[0, 0].isnan(), -1), rows)
+        assert torch.equal(whole_or_part(~out[0, 1].isfinite(), 0), channels)
+
+
+def assert_page_is_current(script: str) -> None:
+    """That docs/``script``, asked with --check, would write what is there."""
+    path = Path(__file__).parents[1] / "docs" / script
+    done = subprocess.run([sys.executable, str(path), "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-6000:]

@@ -1,8 +1,9 @@
-"""Runs flash-attn-4, from the pip package, on the emulator: ``foreign_flash_attention.py ARCH CASES``.
+"""Runs flash-attn-4, from the pip package, on the emulator: ``foreign_flash_attention.py ARCH CASES TENSORS``.
 
 A program of its own, because the emulator has to be installed before cutlass is imported. CASES is a JSON list of
 arguments of `run`. Prints one JSON object per case: errors against float64 of the kernels and of PyTorch in the same
-element type, by tensor; whether other orders of warps and copies gave the same bits; and the kernels launched.
+element type, by tensor; whether other orders of warps and copies gave the same bits; and the kernels launched. Writes
+the inputs and what the kernels computed to the file TENSORS, a dict by tensor per case, [B, S, H, D] each.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def run(
     head_dim: int,
     backward: bool = False,
     repeatable: bool = True,
-) -> dict:
+) -> tuple[dict, dict[str, torch.Tensor]]:
     generator = torch.Generator("cuda").manual_seed(0)
     shapes = [(seq_q, heads), (seq_k, kv_heads), (seq_k, kv_heads), (seq_q, heads)]
     *inputs, grad = (
@@ -78,13 +79,18 @@ def run(
     def errors(found: dict[str, torch.Tensor]) -> dict[str, float]:
         return {name: (found[name].double() - exact[name]).abs().max().item() for name in exact}
 
-    return {
+    report = {
         "kernel": errors(kernel),
         "pytorch": errors(same_type),
         "identical": all(torch.equal(kernel[name], again[name]) for name in kernel),
         "launched": [record.name for record in launches()],
     }
+    return report, {name: x.cpu() for name, x in {**dict(zip("qkv", inputs, strict=True)), **kernel}.items()}
 
 
+tensors = []
 for case in json.loads(sys.argv[2]):
-    print(json.dumps(run(**case)), flush=True)
+    report, computed = run(**case)
+    print(json.dumps(report), flush=True)
+    tensors.append(computed)
+torch.save(tensors, sys.argv[3])

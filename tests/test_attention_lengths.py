@@ -10,25 +10,19 @@ import torch
 from cute_attn import jit, reference
 from cute_attn.arguments import resolve_arch
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
-from cute_attn.recipe import recipes
 
-from .attention_operands import Operands, check, run
+from .attention_operands import Operands, case, check, run
 from .conftest import REL_L2
 
 LENGTHS = [200, 0, 1, 64, 65, 130]
 RECIPES = [("int8", "int32"), ("int8_fp16", "float32"), ("int8_fp16", "float16+float32")]
 
 
-def operands_of(recipe: str, accumulate: str, **shape) -> Operands:
-    return Operands(recipe=recipes()[recipe].replace(accumulate=accumulate), **shape)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("recipe", "accumulate"), RECIPES)
 def test_ragged_keys(device, recipe, accumulate, causal):
     shape = {"batch": len(LENGTHS), "heads": 3, "kv_heads": 1, "seq_q": 70, "seq_k": 200, "key_lengths": LENGTHS}
-    config = AttentionConfig(64, has_lse=True, causal=causal, varlen_k=True, recipe=recipe, accumulate=accumulate)
-    out, lse = check(operands_of(recipe, accumulate, **shape), config, device)
+    out, lse = check(*case(recipe, accumulate, causal=causal, **shape), device)
     assert (out[1] == 0).all()
     assert (lse[1] == -math.inf).all()
     if causal:  # the last query sees the last key of its own sequence
@@ -59,10 +53,8 @@ def test_full_lengths_change_nothing(device):
 @pytest.mark.parametrize("recipe", ["int8", "int8_fp16"])
 def test_tile_images_of_five_gigabytes(device, recipe):
     """Heads 2 and 3 start beyond 2^31 and 2^32 bytes of an image of which only two tiles a head are ever touched."""
-    accumulate = recipes()[recipe].accumulate
-    tiles = 2**31 // (Operands(recipe=recipes()[recipe]).image.shape[-1] * 5 // 4)
-    small = operands_of(recipe, accumulate, heads=4, kv_heads=4, seq_q=20, seq_k=100, key_lengths=[100])
-    config = AttentionConfig(64, has_lse=True, varlen_k=True, recipe=recipe, accumulate=accumulate)
+    small, config = case(recipe, heads=4, kv_heads=4, seq_q=20, seq_k=100, key_lengths=[100])
+    tiles = 2**31 // (small.image.shape[-1] * 5 // 4)
     expected = check(small, config, device)
     big = torch.empty(1, 4, tiles, small.image.shape[-1], dtype=torch.uint8, device=device)
     assert 3 * big.stride(1) > 2**32

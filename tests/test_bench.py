@@ -441,9 +441,14 @@ def test_the_device_that_is_measured(monkeypatch):
 def test_cuda_timer_captures_checks_and_reads_events(monkeypatch):
     """PyTorch's CUDA calls, with the CPU doing the work: a graph replays what was called while it was captured."""
     calls: list[str] = []
+    pools: list[object] = []
+    streams: list[object] = []
     moments = iter([10.0, 12.5])
 
     class Graph:
+        def pool(self) -> Graph:
+            return self
+
         def replay(self) -> None:
             calls.append("replay")
             if replayed is not None:
@@ -461,11 +466,13 @@ def test_cuda_timer_captures_checks_and_reads_events(monkeypatch):
             return end.at - self.at
 
     @contextlib.contextmanager
-    def capture(graph, stream):
+    def capture(graph, pool, stream):
         calls.append("capture")
+        pools.append(pool)
+        streams.append(stream)
         yield
 
-    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": capture, "Stream": lambda device: "side"}
+    fakes = {"Event": Event, "CUDAGraph": Graph, "graph": capture, "Stream": lambda device: object()}
     fakes |= {"stream": lambda stream: contextlib.nullcontext(), "current_stream": lambda device: "current"}
     for name, fake in {**fakes, "synchronize": lambda device: None}.items():
         monkeypatch.setattr(torch.cuda, name, fake)
@@ -483,9 +490,21 @@ def test_cuda_timer_captures_checks_and_reads_events(monkeypatch):
     calls.clear()
     assert timer.seconds(ready) == pytest.approx(2.5e-3) and calls == ["replay", "call"]
     assert timer.ready(call, False) == (call, "stream")
+    again, _ = timer.ready(call, True)
+    assert pools == [None, ready.__self__] and streams[0] is streams[1]
+
+    def uncapturable() -> torch.Tensor:
+        if len(pools) == 3:
+            raise RuntimeError("not permitted while capturing")
+        return out
+
+    with pytest.raises(RuntimeError, match="not permitted"):
+        timer.ready(uncapturable, True)
     replayed = None  # launched elsewhere: the graph is empty
     with pytest.raises(RuntimeError, match="leaves parts of the output unwritten"):
         timer.ready(call, True)
+    assert pools[2] in (ready.__self__, again.__self__) and streams[2] is streams[1]
+    assert pools[3] is None and streams[3] is not streams[2]
 
 
 def test_every_kernel_is_compiled_ahead_once():
@@ -577,7 +596,7 @@ def test_sdpa_says_why_a_backend_does_not_serve():
     assert peer_errors("sdpa_flash", Problem(1, 2, 2, 40, 40, 32, "bfloat16", True))[0].rel_l2 < 5e-3
     problem = Problem(1, 2, 2, 40, 40, 32, "bfloat16")
     with pytest.raises(RuntimeError, match="No (available|viable)"):
-        TorchSdpa("cudnn").prepare(*random_inputs(problem, "normal", 0), problem)
+        TorchSdpa((9, 0), "cudnn").prepare(*random_inputs(problem, "normal", 0), problem)
 
 
 def test_flash_attn_4_is_right_on_the_emulator():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -20,16 +19,14 @@ from cute_attn.bench.results import Results
 from cute_attn.gpus import gpu_named, peak_tops
 from cute_attn.problem import Problem
 
+from .conftest import assert_page_is_current
 from .test_bench import PROVENANCE, row
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_page_is_what_its_sources_give() -> None:
-    done = subprocess.run(
-        [sys.executable, str(DOCS / "make_benchmarks.py"), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert_page_is_current("make_benchmarks.py")
 
 
 def some_results() -> Results:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 from cute_attn.emulator import __main__ as command
 from cute_attn.emulator import errors
 from cute_attn.emulator.settings import Settings
 
+from .conftest import assert_page_is_current
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 def test_findings_are_what_their_examples_print() -> None:
     """Each example raises its finding, its fixed twin none, and the page quotes them."""
-    done = subprocess.run(
-        [sys.executable, str(DOCS / "make_findings.py"), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert_page_is_current("make_findings.py")
 
 
 def test_every_setting_and_option_of_the_emulator_is_documented() -> None:

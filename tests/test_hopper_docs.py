@@ -40,7 +40,7 @@ from layouts.warpgroup.tabulated import waits
 from layouts.warpgroup.timeline import P_V, WAIT, WORK, S, timeline
 
 from cute_attn.arch import ARCHS
-from cute_attn.kernels.softmax_warpgroup import _FORMATS
+from cute_attn.kernels.softmax_warpgroup import FORMATS
 from cute_attn.kernels.swizzled_tile import SwizzledTile
 from cute_attn.kernels.tile_image import VALUE_BYTES, StaticLayout
 from cute_attn.tile_images import FORMAT_DTYPES, pack_tile_images
@@ -259,7 +259,7 @@ def test_what_the_warpgroup_mmas_do_not_serve() -> None:
 
 def test_p_never_passes_the_largest_e4m3() -> None:
     """The top is the last float32 whose power does not; a row's largest P is 112 or more when its maximum is raised."""
-    e4m3 = _FORMATS["e4m3"]
+    e4m3 = FORMATS["e4m3"]
     largest = torch.finfo(torch.float8_e4m3fn).max
     above = float(torch.nextafter(torch.tensor(e4m3.top), torch.tensor(math.inf)))
     assert 2.0**e4m3.top <= largest < 2.0**above

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-import sys
 import xml.etree.ElementTree as ET
 from math import prod
 from pathlib import Path
@@ -31,6 +29,8 @@ from cute_attn.kernels.operand_planes import a_fragment_row, b_fragment_row, ope
 from cute_attn.kernels.tile_image import KEY_BITS, TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
 from cute_attn.sass import disassemble
 
+from .conftest import assert_page_is_current
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "int8_layouts.md"
 PAGES = (PAGE, DOCS / "hopper.md")
@@ -39,10 +39,7 @@ LANES = range(32)
 
 
 def test_pages_and_figures_are_what_the_kernels_say() -> None:
-    done = subprocess.run(
-        [sys.executable, str(DOCS / "make_layouts.py"), "--check"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
+    assert_page_is_current("make_layouts.py")
 
 
 @pytest.mark.parametrize("figure", FIGURES, ids=lambda path: path.stem)

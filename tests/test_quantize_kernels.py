@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,18 +27,6 @@ from cute_attn.tile_images import pack_tile_images, unpack_tile_images
 PER_CHANNEL = recipes()["int8"]
 PER_TENSOR = PER_CHANNEL.replace(v_scale="tensor")
 FLOAT16 = recipes()["int8_fp16"]
-
-
-@pytest.fixture
-def normal(device: torch.device) -> Callable[..., torch.Tensor]:
-    """Draws N(0, 1) with outlier channels, on the device under test."""
-
-    def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        x[..., 3::16] = 10 * x[..., 3::16] + 5
-        return x.to(dtype).to(device)
-
-    return draw
 
 
 def mean_of(k: torch.Tensor) -> torch.Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import mmap
 import resource
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import pytest
@@ -182,18 +181,6 @@ def check(
     ):
         assert same(*(x[..., begin:end].contiguous().view(dtype) for x in (image, expected)))
     return KeyValue(image, k_mean, v_scale, v_mean, given.partial.cpu())
-
-
-@pytest.fixture
-def normal(device: torch.device) -> Callable[..., torch.Tensor]:
-    """Draws N(0, 1) with outlier channels, on the device under test."""
-
-    def draw(*shape: int, dtype: torch.dtype = torch.float16, seed: int = 0) -> torch.Tensor:
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-        x[..., 3::16] = 10 * x[..., 3::16] + 5
-        return x.to(dtype).to(device)
-
-    return draw
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cute_attn
-from cute_attn.emulator.errors import DataRace
+from cute_attn.emulator.errors import DataRace, MissingFence, MissingProxyFence
 
 from .mutants import findings
 
@@ -51,6 +51,35 @@ def test_attention_of_one_stage_without_one_barrier_or_wait() -> None:
     )
     assert sum("bar.sync" in what for what in found) == 4  # two a tile, in the masked and in the steady loop
     assert [what for what, error in found.items() if not isinstance(error, DataRace)] == []
+
+
+@pytest.mark.parametrize(("recipe", "stages", "waits"), [("int8_fp8", 1, 4), ("bf16", 2, 7)])
+def test_warpgroup_attention_without_one_barrier_fence_or_wait(recipe: str, stages: int, waits: int) -> None:
+    """Causal, and of two CTAs one with a warpgroup that gives a tile back unread: every loop runs.
+
+    waits: at mbarriers, of the producer, for tiles given back, and for the tiles of the masked and of the steady loop.
+    As few stages as can be: whoever skips one wait takes the next tile for the one before.
+
+    One fence says nothing new: before a steady tile's scores there is the one before the last tile's P·V, which comes
+    after all that is done with the registers of scores.
+    """
+    q, k, v = (x.bfloat16() for x in inputs(384, 32))
+    config = cute_attn.WarpgroupTileConfig(warpgroups=3, stages=stages)
+    found = findings(
+        "AttentionSm90",
+        r"bar\.sync|fence\.|mbarrier\.try_wait|wgmma\.fence|wgmma\.wait_group",
+        lambda: cute_attn.attention(q, k, v, recipe=recipe, causal=True, config=config, arch="sm_90a"),
+    )
+
+    def of(opcode: str) -> list[type]:
+        return [type(error) for what, error in found.items() if opcode in what]
+
+    assert of("fence.mbarrier_init") == of("fence.proxy.async") == [MissingProxyFence]
+    assert of("bar.sync") == [DataRace, DataRace]  # the mbarriers' initialisation, and Q
+    assert of("wgmma.fence") == [MissingFence, MissingFence, type(None), MissingFence]
+    assert len(of("mbarrier.try_wait")) == waits
+    assert len(of("wgmma.wait_group")) == 8  # without it, or with all but the newest, of scores and P·V in both loops
+    assert type(None) not in of("mbarrier.try_wait") + of("wgmma.wait_group")
 
 
 def test_quantiser_without_one_barrier() -> None:

@@ -33,6 +33,9 @@ def _as_it_is(out: torch.Tensor) -> torch.Tensor:
 class Prepared:
     """The calls to time, on operands that are ready; each can be repeated and may be captured in a CUDA graph.
 
+    The operands of all contenders are held at the same time. What a call returns is better made by the call: captured
+    calls share the memory of that.
+
     attention: attention alone, on operands quantised beforehand; None where it cannot be called by itself
     whole:     quantisation and attention; None where nothing is quantised, for then that is `attention`
     output:    what a call returned as [B, H, S, D]; not timed

@@ -39,8 +39,7 @@ class Ours:
 
     def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> Prepared:
         def call(*inputs: Any) -> Callable[[], torch.Tensor]:
-            out = torch.empty_like(q)
-            return lambda: attention(*inputs, recipe=self.recipe, causal=problem.causal, out=out, arch=self.arch)
+            return lambda: attention(*inputs, recipe=self.recipe, causal=problem.causal, arch=self.arch)
 
         if not self.quantises:
             return Prepared(call(q, k, v))

@@ -163,9 +163,14 @@ class Clocks:
 
     def _learn_engine(self, kind: str, warps: Array, stamps: Array) -> None:
         agents = self.agents.of_warp[kind][warps]
-        rows = self.known[:, warps, agents]
-        self.known[:, warps, agents] = np.maximum(rows, stamps | np.uint64(INSTRUCTION))
+        for plane in self.planes_of(kind):
+            rows = self.known[plane, warps, agents]
+            self.known[plane, warps, agents] = np.maximum(rows, stamps | np.uint64(INSTRUCTION))
         self.version += 1
+
+    def planes_of(self, kind: str) -> range:
+        """Where those who have waited for an engine know it: its accesses by the generic proxy need a fence as well."""
+        return range(1 if kind in GENERIC else self.planes)
 
     # ---- fences
 
@@ -325,6 +330,6 @@ class MbarrierClocks:
         warps, objects = distinct(lanes, self.objects(keys))
         agents = self.clocks.agents.of_warp[kind][warps]
         stamps = self.clocks.stamps[kind][warps] | np.uint64(INSTRUCTION)
-        for rows in self.pending.rows:
-            np.maximum.at(rows, (objects, agents), stamps)
+        for plane in self.clocks.planes_of(kind):
+            np.maximum.at(self.pending.rows[plane], (objects, agents), stamps)
         self.clocks.advance(kind, np.unique(warps))

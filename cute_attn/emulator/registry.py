@@ -18,6 +18,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from .errors import UnknownInstruction
+from .module import Instruction
 from .types import PtxType, ptx_type
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -133,6 +135,14 @@ def instruction_type(opcode: str) -> PtxType | None:
         if (kind := ptx_type(part)) is not None:
             return kind
     return None
+
+
+def required_type(i: Instruction) -> PtxType:
+    """`instruction_type` of an instruction. Raises UnknownInstruction if it names none."""
+    kind = instruction_type(i.opcode)
+    if kind is None:
+        raise UnknownInstruction(i.opcode)
+    return kind
 
 
 def find(opcode: str) -> Entry | None:

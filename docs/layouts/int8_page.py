@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from . import tabulated
 from .draw_banks import draw_banks
@@ -30,7 +31,7 @@ def drawn_mmas() -> list[Mma]:
 
 
 _FIGURES: dict[str, Callable[[], Svg]] = {
-    **{mma.name: lambda mma=mma: draw_mma(mma) for mma in drawn_mmas()},
+    **{mma.name: partial(draw_mma, mma) for mma in drawn_mmas()},
     "banks": lambda: draw_banks(HEAD_DIM),
     "tokens": lambda: draw_tokens(HEAD_DIM),
     "channels": lambda: draw_channels(HEAD_DIM),

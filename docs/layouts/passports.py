@@ -11,13 +11,16 @@ from typing import Any
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
 from cute_attn.kernels.tile_image import TILE_TOKENS, StaticLayout, TileImage
 
-from .operands import register_tensors
+from .operands import RegisterTensor, register_tensors
 from .tables import merged, table
 from .tiles import NAMES, config_of
 
-__all__ = ["global_passports", "register_passports", "shared_alignments", "shared_passports"]
+__all__ = [
+    "BASE_ALIGN", "global_passports", "layout_text", "register_passports", "register_table", "shared_alignments",
+    "shared_passports", "shared_table",
+]  # fmt: skip
 
-_BASE_ALIGN = 1024
+BASE_ALIGN = 1024
 """What the kernel asks of its dynamic shared memory; more than any of its tensors needs."""
 
 _HOLDS = {
@@ -67,57 +70,55 @@ def shared_alignments(name: str) -> dict[str, int]:
     """Bytes by which each tensor is aligned in every stage."""
     nbytes = AttentionSm80(config_of(name)).stage_bytes
     return {
-        tensor: gcd(_BASE_ALIGN, first) if tensor == "sQ" else gcd(_BASE_ALIGN, first, nbytes)
+        tensor: gcd(BASE_ALIGN, first) if tensor == "sQ" else gcd(BASE_ALIGN, first, nbytes)
         for tensor, _, _, _, first, _ in _shared(name)
     }
 
 
-def shared_passports() -> str:
+SharedTensor = tuple[str, str, StaticLayout, str, str, int, str, str]
+"""tensor, logical modes, layout, element, unit of the layout, alignment in bytes, owner, lifetime"""
+
+
+def shared_table(tensors: Iterable[tuple[str, SharedTensor]]) -> str:
+    """Of tensors in shared memory, each with its recipe's name."""
     rows = []
+    for name, (tensor, modes, layout, element, unit, aligned, owner, lifetime) in tensors:
+        extents = "×".join(map(str, layout.extents()))
+        rows.append((f"`{name}`", tensor, f"{modes} = {extents}", element, layout_text(layout), unit,
+                     swizzle_text(layout), f"{aligned} B", owner, lifetime))  # fmt: skip
+    head = ("recipe", "tensor", "logical shape", "element", "shape:stride", "in", "swizzle", "aligned", "owner",
+            "lives")  # fmt: skip
+    return table(head, merged(rows))
+
+
+def shared_passports() -> str:
+    tensors = []
     for name in NAMES:
         aligned = shared_alignments(name)
         for tensor, modes, layout, element, _, lifetime in _shared(name):
-            extents = "×".join(map(str, layout.extents()))
             unit = "float32" if element == "float32" else "bytes"
-            rows.append(
-                (f"`{name}`", tensor, f"{modes} = {extents}", element, layout_text(layout), unit, swizzle_text(layout),
-                 f"{aligned[tensor]} B", "CTA", lifetime)
-            )  # fmt: skip
-    head = (
-        "recipe",
-        "tensor",
-        "logical shape",
-        "element",
-        "shape:stride",
-        "in",
-        "swizzle",
-        "aligned",
-        "owner",
-        "lives",
-    )
+            tensors.append((name, (tensor, modes, layout, element, unit, aligned[tensor], "CTA", lifetime)))
+    return shared_table(tensors)
+
+
+Held = dict[str, tuple[str, str, str]]
+"""By the name of a tensor in registers: its modes, what it holds, how long it lives."""
+
+
+def register_table(tensors: Iterable[tuple[str, RegisterTensor]], held: Held, owner: str) -> str:
+    """Of tensors in the registers of an ``owner``, each with its recipe's name."""
+    rows = []
+    for name, tensor in tensors:
+        modes, holds, lifetime = held[tensor.name]
+        rows.append((f"`{name}`", tensor.name, modes, tensor.element, f"`{tensor.layout}`", tensor.registers, holds,
+                     owner, lifetime))  # fmt: skip
+    head = ("recipe", "tensor", "modes", "element", "shape:stride", "registers", "holds", "owner", "lives")
     return table(head, merged(rows))
 
 
 def register_passports() -> str:
-    rows = []
-    for name in NAMES:
-        for tensor in register_tensors(config_of(name)).values():
-            modes, holds, lifetime = _HOLDS[tensor.name]
-            rows.append(
-                (
-                    f"`{name}`",
-                    tensor.name,
-                    modes,
-                    tensor.element,
-                    f"`{tensor.layout}`",
-                    tensor.registers,
-                    holds,
-                    "warp",
-                    lifetime,
-                )
-            )
-    head = ("recipe", "tensor", "modes", "element", "shape:stride", "registers", "holds", "owner", "lives")
-    return table(head, merged(rows))
+    tensors = ((name, tensor) for name in NAMES for tensor in register_tensors(config_of(name)).values())
+    return register_table(tensors, _HOLDS, "warp")
 
 
 _OPTIONS = ("smooth_q", "smooth_v", "varlen_k", "has_lse")

@@ -72,7 +72,7 @@ def lane_channels(image: TileImage, lane: int, group: int) -> list[int]:
 
 def output_owner(image: TileImage, channels: int) -> list[int]:
     """t of the lane that holds each of the first ``channels`` channels of O."""
-    owner = {}
+    owner: dict[int, int] = {}
     for t in range(QUAD):
         for group in range(channels // (QUAD * image.output_run)):
             owner |= dict.fromkeys(lane_channels(image, t, group), t)

@@ -133,7 +133,7 @@ def record(stages: int, tiles: int) -> list[Stay]:
     if requests[:, 1].tolist() != uses.tolist():
         raise RuntimeError(f"requested to {requests[:, 1].tolist()}, used at {uses.tolist()}")
     when = requests[:, 0].tolist()
-    return [Stay(tiles - 1 - i, uses[i].item(), when[i], i) for i in range(tiles)]
+    return [Stay(tiles - 1 - i, int(uses[i]), when[i], i) for i in range(tiles)]
 
 
 @cache

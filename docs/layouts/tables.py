@@ -14,7 +14,7 @@ def table(head: Iterable[object], rows: Iterable[Iterable[object]]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-def merged(rows: Iterable[tuple[str, ...]], column: int = 0) -> list[list[str]]:
+def merged(rows: Iterable[Iterable[object]], column: int = 0) -> list[list[str]]:
     """Rows that differ in one column only as one row, its values there listed; in the order of the first."""
     found: dict[tuple[str, ...], list[str]] = {}
     for row in rows:

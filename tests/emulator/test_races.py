@@ -511,6 +511,52 @@ def test_wgmma() -> None:
     finds(remove(WGMMA, "bar.sync 0;"), "wgmma.mma_async", "st.shared", block=160)
 
 
+# How the warps of a warpgroup wait for what they have copied; an mbarrier at [2560].
+COPY_WAITS = {
+    "wait_group": "cp.async.commit_group; cp.async.wait_group 0;",
+    "wait_all": "cp.async.wait_all;",
+    "mbarrier": """
+    @%p1 bra WAITED;
+    cp.async.mbarrier.arrive.noinc.shared.b64 [2560];
+WAIT:
+    mbarrier.try_wait.parity.shared.b64 %p3, [2560], 0;
+    @!%p3 bra WAIT;
+WAITED:
+    """,
+}
+
+
+@pytest.mark.parametrize("wait", COPY_WAITS)
+def test_wgmma_of_what_cp_async_has_copied(wait: str) -> None:
+    """cp.async writes through the generic proxy: to have waited for it is not enough, nor is a fence before the wait.
+
+    As WGMMA, but A is copied; warp 4 has a fence of its own for B.
+    """
+    fence, store = "fence.proxy.async;", "@!%p1 st.shared.v4.u32 [%r1], {%r2, %r2, %r2, %r2};\n"
+    copy = """
+    @%p1 fence.proxy.async;
+    setp.eq.u32 %p2, %r50, 0; @%p2 mbarrier.init.shared.b64 [2560], 128; bar.sync 3;
+    mul.wide.u32 %rd1, %r50, 16; add.u64 %rd1, %rd1, %rd0;
+    @!%p1 cp.async.cg.shared.global [%r1], [%rd1], 16;
+    """
+
+    def body(after: str = "", before: str = "", barrier: str = "bar.sync 0;") -> str:
+        copied = remove(WGMMA, store).replace(fence, f"{copy} {before} {COPY_WAITS[wait]} {after}")
+        return copied.replace("bar.sync 0;", barrier)
+
+    clean(body(after=fence), block=160)
+    clean(body(barrier=f"bar.sync 0; {fence}"), block=160)
+    for unfenced in (body(), body(before=fence)):
+        finds(
+            unfenced,
+            "wgmma.mma_async",
+            "cp.async.cg",
+            "a copy of warp 0 .*no fence.proxy.async lies between",
+            MissingProxyFence,
+            block=160,
+        )
+
+
 def test_operands_of_a_wgmma_that_nobody_has_waited_for() -> None:
     wait, overwrite = (
         "wgmma.wait_group.sync.aligned 0;",

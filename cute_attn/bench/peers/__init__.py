@@ -16,8 +16,8 @@ __all__ = ["chosen_peers", "peers"]
 def peers(capability: tuple[int, int]) -> dict[str, Contender]:
     """Every peer that this package can measure, installed or not, on a device of that compute capability, by name."""
     every: tuple[Contender, ...] = (
-        TorchSdpa("flash"),
-        TorchSdpa("cudnn"),
+        TorchSdpa(capability, "flash"),
+        TorchSdpa(capability, "cudnn"),
         FlashAttn4(capability),
         FlashAttn3Fp8(capability),
         CudnnFp8(capability),

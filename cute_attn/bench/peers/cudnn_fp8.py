@@ -6,34 +6,24 @@ from typing import Any
 
 import torch
 
-from cute_attn.bench.contender import Formats, Prepared, installed, top_left_refusal
+from cute_attn.bench.contender import Prepared, installed, top_left_refusal
+from cute_attn.bench.peers.peer import Fp8Peer, to_e4m3
 from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 
 __all__ = ["CudnnFp8"]
 
-_LARGEST = 448.0  # of E4M3
 _SCALE_P = 256.0  # P ≤ 1, as a power of two below 448
 
 
-class CudnnFp8:
+class CudnnFp8(Fp8Peer):
     """``cudnn.pygraph.sdpa_fp8`` of nvidia-cudnn-frontend.
 
     Hopper's kernel writes E4M3 (the front end refuses 16-bit outputs there, and causal masks bottom-right): its output
     is scaled by V's largest element, which no output exceeds. That rounding is part of its error, as it is for users.
-    It has no quantiser of its own: what is counted as quantisation is PyTorch's.
     """
 
     name = "cudnn_fp8"
-    ours = False
-    capturable = True
-    quantises = True
-
-    def __init__(self, capability: tuple[int, int]) -> None:
-        self._capability = capability
-
-    def formats(self, problem: Problem) -> Formats:
-        return Formats("e4m3", "e4m3")
 
     def available(self) -> Support:
         if self._capability[0] not in (9, 10):
@@ -47,16 +37,13 @@ class CudnnFp8:
         return top_left_refusal(problem)
 
     def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> Prepared:
-        one_number = (1, 1, 1, 1)
-
         def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """E4M3 elements, in memory as [B, S, H, D] like cuDNN's own examples, and what to multiply them with."""
-            scale = x.abs().amax().float().clamp(min=1e-30) / _LARGEST
-            elements = (x.transpose(1, 2).float() / scale).to(torch.float8_e4m3fn)
-            return elements.contiguous().transpose(1, 2), scale.view(one_number)
+            elements, scale = to_e4m3(x, (0, 1, 2, 3))
+            return elements.transpose(1, 2).contiguous().transpose(1, 2), scale
 
         def numbers(value: float) -> torch.Tensor:
-            return torch.full(one_number, value, device=q.device)
+            return torch.full((1, 1, 1, 1), value, device=q.device)
 
         (q8, q_scale), (k8, k_scale), (v8, v_scale) = (quantised(x) for x in (q, k, v))
         out = torch.empty_like(q8)

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from cute_attn.bench.contender import Formats, Prepared, installed
+from cute_attn.bench.contender import Prepared, installed
+from cute_attn.bench.peers.peer import Fp8Peer, to_e4m3
 from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 
 __all__ = ["FlashAttn3Fp8"]
 
-_LARGEST = 448.0  # of E4M3
 
-
-class FlashAttn3Fp8:
-    """``flash_attn_interface.flash_attn_func`` on E4M3 tensors [B, S, H, D], causal bottom-right, bfloat16 output.
-
-    It has no quantiser of its own: what is counted as quantisation is PyTorch's.
-    """
+class FlashAttn3Fp8(Fp8Peer):
+    """``flash_attn_interface.flash_attn_func`` on E4M3 tensors [B, S, H, D], causal bottom-right, bfloat16 output."""
 
     name = "flash_attn_3_fp8"
-    ours = False
-    capturable = True
-    quantises = True
-
-    def __init__(self, capability: tuple[int, int]) -> None:
-        self._capability = capability
-
-    def formats(self, problem: Problem) -> Formats:
-        return Formats("e4m3", "e4m3")
 
     def available(self) -> Support:
         if self._capability != (9, 0):
@@ -46,10 +33,8 @@ class FlashAttn3Fp8:
 
         def quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             """E4M3 elements [B, S, H, D], and what to multiply them with, [B, Hkv]."""
-            grouped = x.unflatten(1, (problem.kv_heads, -1))
-            scale = grouped.abs().amax((2, 3, 4)).float().clamp(min=1e-30) / _LARGEST
-            elements = (grouped / scale[:, :, None, None, None]).to(torch.float8_e4m3fn).flatten(1, 2)
-            return elements.transpose(1, 2).contiguous(), scale
+            elements, scale = to_e4m3(x.unflatten(1, (problem.kv_heads, -1)), (2, 3, 4))
+            return elements.flatten(1, 2).transpose(1, 2).contiguous(), scale.flatten(1)
 
         def run(operands: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
             (q8, q_scale), (k8, k_scale), (v8, v_scale) = operands

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import torch
 
-from cute_attn.bench.contender import Formats, Prepared, installed
+from cute_attn.bench.contender import Prepared, installed
+from cute_attn.bench.peers.peer import Peer
 from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 
 __all__ = ["FlashAttn4"]
 
 
-class FlashAttn4:
+class FlashAttn4(Peer):
     """``flash_attn.cute.interface.flash_attn_func``: [B, S, H, D], causal bottom-right, KV heads as they are."""
 
     name = "flash_attn_4"
-    ours = False
-    capturable = True
-    quantises = False
-
-    def __init__(self, capability: tuple[int, int]) -> None:
-        self._capability = capability
-
-    def formats(self, problem: Problem) -> Formats:
-        return Formats(problem.dtype, problem.dtype)
 
     def available(self) -> Support:
         if self._capability[0] < 8:
@@ -31,9 +23,6 @@ class FlashAttn4:
         if not (found := installed("flash_attn", "flash-attn-4", "pip install flash-attn-4")):
             return found
         return installed("flash_attn.cute", "flash-attn-4", "pip install flash-attn-4; another flash_attn is there")
-
-    def supports(self, problem: Problem) -> Support:
-        return Support()
 
     def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> Prepared:
         from flash_attn.cute.interface import flash_attn_func

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cute_attn.bench.contender import Formats, Prepared, installed, top_left_refusal
+from cute_attn.bench.peers.peer import Peer
 from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 
@@ -64,7 +65,7 @@ _KERNELS = {
 """By compute capability. On 8.6 ``sageattn`` picks a Triton kernel, which has no operator of its own to time."""
 
 
-class Sage:
+class Sage(Peer):
     """K smoothed, INT8 Q·Kᵀ, P·V in E4M3 (float16 on Ampere).
 
     Its kernels are launched on CUDA's legacy default stream, whatever PyTorch's current one is: a CUDA graph cannot
@@ -72,12 +73,11 @@ class Sage:
     """
 
     name = "sage"
-    ours = False
     capturable = False
     quantises = True
 
     def __init__(self, capability: tuple[int, int]) -> None:
-        self._capability = capability
+        super().__init__(capability)
         self._kernel = _KERNELS.get(capability)
 
     def formats(self, problem: Problem) -> Formats:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from cute_attn.bench.contender import Formats, Prepared, installed, top_left_refusal
+from cute_attn.bench.peers.peer import Peer
 from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 
 __all__ = ["Sparge"]
 
 
-class Sparge:
+class Sparge(Peer):
     """``spas_sage2_attn_meansim_topk_cuda``, which its authors recommend, with a share of the key blocks kept.
 
     Which blocks it keeps depends on Q and K, so that there is no attention alone to time. Its TOPS are counted as if
@@ -20,13 +21,12 @@ class Sparge:
     It masks whole blocks only, those on the diagonal not at all, which is an error of its own when causal.
     """
 
-    ours = False
     capturable = False  # launched on the legacy default stream, as SageAttention
     quantises = True
 
     def __init__(self, capability: tuple[int, int], kept: float) -> None:
+        super().__init__(capability)
         self.name = f"sparge_{kept:g}"
-        self._capability = capability
         self._kept = kept
 
     def formats(self, problem: Problem) -> Formats:

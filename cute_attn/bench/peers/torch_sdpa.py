@@ -8,7 +8,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from cute_attn.bench.contender import Formats, Prepared, top_left_refusal
+from cute_attn.bench.contender import Prepared, top_left_refusal
+from cute_attn.bench.peers.peer import Peer
 from cute_attn.dispatch import Support
 from cute_attn.problem import Problem
 
@@ -17,22 +18,13 @@ __all__ = ["TorchSdpa"]
 _BACKENDS = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 
 
-class TorchSdpa:
+class TorchSdpa(Peer):
     """FlashAttention-2 as PyTorch brings it ("flash"), or cuDNN's attention ("cudnn"), in 16 bits."""
 
-    ours = False
-    capturable = True
-    quantises = False
-
-    def __init__(self, backend: str) -> None:
+    def __init__(self, capability: tuple[int, int], backend: str) -> None:
+        super().__init__(capability)
         self.name = f"sdpa_{backend}"
         self._backend = _BACKENDS[backend]
-
-    def formats(self, problem: Problem) -> Formats:
-        return Formats(problem.dtype, problem.dtype)
-
-    def available(self) -> Support:
-        return Support()
 
     def supports(self, problem: Problem) -> Support:
         return top_left_refusal(problem)

@@ -13,27 +13,27 @@ import numpy as np
 from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
 from ..module import Instruction
-from ..registry import emits, helper
+from ..registry import emits, helper, required_type
 from ..wave import Group
-from .integer import BITS, INTEGERS, integer_type
+from .integer import BITS, INTEGERS
 
 
 @emits("and", "or", "xor", types=f"{BITS} pred", modifiers="")
 def logic(b: BlockBuilder, i: Instruction) -> None:
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     x, y = (b.predicate(o) if dtype == "bool" else b.read(o, dtype) for o in i.operands[1:3])
     b.write(i.operands[0], f"{x} {({'and': '&', 'or': '|', 'xor': '^'})[i.parts[0]]} {y}", dtype)
 
 
 @emits("not", types=f"{BITS} pred", modifiers="")
 def logical_not(b: BlockBuilder, i: Instruction) -> None:
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     b.write(i.operands[0], f"~{b.read(i.operands[1], dtype)}", dtype)
 
 
 @emits("cnot", types=BITS, modifiers="")
 def zero_test(b: BlockBuilder, i: Instruction) -> None:
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     b.write(i.operands[0], f"({b.read(i.operands[1], dtype)} == {b.constant(0, dtype)}).astype({dtype})", dtype)
 
 
@@ -82,7 +82,7 @@ def _lut_expression(x: str, y: str, z: str, table: int) -> str:
 @emits("shl", "shr", types=f"{BITS} {INTEGERS}", modifiers="")
 def shift(b: BlockBuilder, i: Instruction) -> None:
     """The amount is unsigned and clamped at the width: shl and unsigned shr give 0 there, signed shr the sign."""
-    kind = integer_type(i)
+    kind = required_type(i)
     left = i.parts[0] == "shl"
     dtype = kind.carrier if left else kind.numpy
     x = b.read(i.operands[1], dtype)
@@ -106,7 +106,7 @@ def funnel_shift(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("bfe", types="u32 s32 u64 s64", modifiers="")
 def extract_field(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x = b.read(i.operands[1], kind.numpy)
     position, length = (b.read(o, "uint32") for o in i.operands[2:4])
     b.write(i.operands[0], f"bit_field_extract({x}, {position}, {length})", kind.numpy)
@@ -114,7 +114,7 @@ def extract_field(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("bfi", types="b32 b64", modifiers="")
 def insert_field(b: BlockBuilder, i: Instruction) -> None:
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     field, base = (b.read(o, dtype) for o in i.operands[1:3])
     position, length = (b.read(o, "uint32") for o in i.operands[3:5])
     b.write(i.operands[0], f"bit_field_insert({field}, {base}, {position}, {length})", dtype)
@@ -123,18 +123,18 @@ def insert_field(b: BlockBuilder, i: Instruction) -> None:
 @emits("clz", "popc", types="b32 b64", modifiers="")
 def count_bits(b: BlockBuilder, i: Instruction) -> None:
     name = {"clz": "leading_zeros", "popc": "population_count"}[i.parts[0]]
-    b.write(i.operands[0], f"{name}({b.read(i.operands[1], integer_type(i).carrier)})", "uint32")
+    b.write(i.operands[0], f"{name}({b.read(i.operands[1], required_type(i).carrier)})", "uint32")
 
 
 @emits("bfind", types="u32 s32 u64 s64", modifiers="shiftamt")
 def find_leading(b: BlockBuilder, i: Instruction) -> None:
-    x = b.read(i.operands[1], integer_type(i).numpy)
+    x = b.read(i.operands[1], required_type(i).numpy)
     b.write(i.operands[0], f"leading_bit({x}, {'shiftamt' in i.parts})", "uint32")
 
 
 @emits("brev", types="b32 b64", modifiers="")
 def reverse(b: BlockBuilder, i: Instruction) -> None:
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     b.write(i.operands[0], f"reverse_bits({b.read(i.operands[1], dtype)})", dtype)
 
 
@@ -155,7 +155,7 @@ def find_nth_set(b: BlockBuilder, i: Instruction) -> None:
 @emits("szext", types="s32 u32", modifiers="wrap clamp")
 def extend(b: BlockBuilder, i: Instruction) -> None:
     """Sign or zero extension from a given bit position; a position of 32 or more leaves the value (clamp) or wraps."""
-    kind = integer_type(i)
+    kind = required_type(i)
     x, length = b.read(i.operands[1], kind.numpy), b.read(i.operands[2], "uint32")
     if "wrap" in i.parts:
         length = f"({length} & {b.constant(31, 'uint32')})"

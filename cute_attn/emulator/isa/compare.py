@@ -14,7 +14,7 @@ from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
 from ..formats import bf16_to_f32
 from ..module import Instruction
-from ..registry import emits, helper, instruction_type
+from ..registry import emits, helper, instruction_type, required_type
 from ..types import PtxType, ptx_type
 from ..wave import Group
 
@@ -65,9 +65,7 @@ def _combine(b: BlockBuilder, i: Instruction, result: str, operand_index: int) -
 
 @emits("setp", modifiers=_COMPARISONS)
 def setp(b: BlockBuilder, i: Instruction) -> None:
-    kind = instruction_type(i.opcode)
-    if kind is None:
-        raise UnknownInstruction(i.opcode)
+    kind = required_type(i)
     if kind.name in ("f16x2", "bf16x2"):
         _setp_packed(b, i, kind)
         return

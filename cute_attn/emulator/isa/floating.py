@@ -21,7 +21,7 @@ from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
 from ..formats import round_f32
 from ..module import Instruction
-from ..registry import emits, helper, instruction_type
+from ..registry import emits, helper, required_type
 from ..wave import Group
 
 _ROUNDINGS = ("rz", "rm", "rp")
@@ -30,9 +30,7 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "*"}
 
 def _operands(b: BlockBuilder, i: Instruction, count: int) -> tuple[str, list[str]]:
     """The numpy dtype of the instruction and its source operands in it, flushed if it says so."""
-    kind = instruction_type(i.opcode)
-    if kind is None:
-        raise UnknownInstruction(i.opcode)
+    kind = required_type(i)
     values = [b.read(o, kind.numpy) for o in i.operands[1 : 1 + count]]
     if "ftz" in i.parts:
         values = [b.assign(f"flush({v})") for v in values]

@@ -12,27 +12,18 @@ from typing import Any
 import numpy as np
 
 from ..codegen import BlockBuilder
-from ..errors import UnknownInstruction
 from ..formats import bf16_to_f32, f32_to_bf16
 from ..module import Instruction
-from ..registry import emits, helper, instruction_type
-from ..types import PtxType
+from ..registry import emits, helper, required_type
 from ..wave import Group
 
 _HALF = "f16 f16x2 bf16 bf16x2"
 _MODIFIERS = "rn ftz sat relu NaN approx"
 
 
-def _type(i: Instruction) -> PtxType:
-    kind = instruction_type(i.opcode)
-    if kind is None:
-        raise UnknownInstruction(i.opcode)
-    return kind
-
-
 @emits("add", "sub", "mul", "fma", "min", "max", "abs", "neg", "ex2", "tanh", types=_HALF, modifiers=_MODIFIERS)
 def arithmetic(b: BlockBuilder, i: Instruction) -> None:
-    kind = _type(i)
+    kind = required_type(i)
     element = "bf16" if kind.name.startswith("bf16") else "f16"
     values = ", ".join(b.read(o, kind.carrier) for o in i.operands[1:])
     flags = tuple(p for p in i.parts if p in ("ftz", "sat", "relu", "NaN"))

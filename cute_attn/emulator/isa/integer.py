@@ -14,7 +14,7 @@ import numpy as np
 from ..codegen import BlockBuilder
 from ..errors import UnknownInstruction
 from ..module import Instruction
-from ..registry import emits, helper, instruction_type
+from ..registry import emits, helper, required_type
 from ..types import PtxType
 from ..wave import Group
 
@@ -24,20 +24,13 @@ INTEGERS = "s8 u8 s16 u16 s32 u32 s64 u64"
 BITS = "b8 b16 b32 b64"
 
 
-def integer_type(i: Instruction) -> PtxType:
-    kind = instruction_type(i.opcode)
-    if kind is None:
-        raise UnknownInstruction(i.opcode)
-    return kind
-
-
 def _wide(kind: PtxType) -> str:
     return f"{'int' if kind.kind == 's' else 'uint'}{2 * kind.bits}"
 
 
 @emits("add", "sub", types=INTEGERS, modifiers="sat")
 def add_sub(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     sign = "+" if i.parts[0] == "add" else "-"
     if "sat" in i.parts:
         if kind.name != "s32":
@@ -51,7 +44,7 @@ def add_sub(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("mul.lo", "mad.lo", types=INTEGERS, modifiers="")
 def multiply_low(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y = (b.read(o, kind.carrier) for o in i.operands[1:3])
     plus = f" + {b.read(i.operands[3], kind.carrier)}" if i.parts[0] == "mad" else ""
     b.write(i.operands[0], f"{x} * {y}{plus}", kind.carrier)
@@ -59,7 +52,7 @@ def multiply_low(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("mul.wide", "mad.wide", types=INTEGERS, modifiers="")
 def multiply_wide(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
     wide = _wide(kind)
     plus = f" + {b.read(i.operands[3], wide)}" if i.parts[0] == "mad" else ""
@@ -68,7 +61,7 @@ def multiply_wide(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("mul.hi", "mad.hi", types=INTEGERS, modifiers="")
 def multiply_high(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
     if kind.bits == 64:
         high = f"multiply_high_64({x}, {y})"
@@ -81,7 +74,7 @@ def multiply_high(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("mul24", "mad24", types="s32 u32", modifiers="lo hi")
 def multiply_24(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     eight = b.constant(8, kind.numpy)
     wide = _wide(kind)
     x, y = (f"(({b.read(o, kind.numpy)} << {eight}) >> {eight}).astype({wide})" for o in i.operands[1:3])
@@ -92,14 +85,14 @@ def multiply_24(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("div", "rem", types=INTEGERS, modifiers="")
 def divide(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
     b.write(i.operands[0], f"{'quotient' if i.parts[0] == 'div' else 'remainder'}({x}, {y})", kind.numpy)
 
 
 @emits("min", "max", types=INTEGERS, modifiers="relu")
 def min_max(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
     result = f"{i.parts[0]}imum({x}, {y})"
     if "relu" in i.parts:
@@ -109,14 +102,14 @@ def min_max(b: BlockBuilder, i: Instruction) -> None:
 
 @emits("abs", "neg", types="s16 s32 s64", modifiers="")
 def abs_neg(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x = b.read(i.operands[1], kind.numpy)
     b.write(i.operands[0], f"abs({x})" if i.parts[0] == "abs" else f"-{x}", kind.numpy)
 
 
 @emits("sad", types=INTEGERS, modifiers="")
 def sum_of_absolute_difference(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y, c = (b.read(o, kind.numpy) for o in i.operands[1:4])
     b.write(i.operands[0], f"{c} + (maximum({x}, {y}) - minimum({x}, {y}))", kind.numpy)
 
@@ -133,7 +126,7 @@ def dot_product(b: BlockBuilder, i: Instruction) -> None:
 @emits("add", types="u16x2 s16x2", modifiers="")
 @emits("min", "max", types="u16x2 s16x2", modifiers="relu")
 def packed_halves(b: BlockBuilder, i: Instruction) -> None:
-    kind = integer_type(i)
+    kind = required_type(i)
     if "relu" in i.parts and kind.name != "s16x2":
         raise UnknownInstruction(i.opcode)
     x, y = (b.read(o, "uint32") for o in i.operands[1:3])
@@ -144,7 +137,7 @@ def packed_halves(b: BlockBuilder, i: Instruction) -> None:
 @emits("mad.lo.cc", "mad.hi.cc", "madc.lo", "madc.hi", types="u32 s32 u64 s64", modifiers="cc")
 def multiply_add_carry(b: BlockBuilder, i: Instruction) -> None:
     """A half of the product plus c, with carry-out (.cc) and, for madc, carry-in."""
-    kind = integer_type(i)
+    kind = required_type(i)
     x, y = (b.read(o, kind.numpy) for o in i.operands[1:3])
     if "lo" in i.parts:
         half = f"{x} * {y}"
@@ -159,14 +152,14 @@ def multiply_add_carry(b: BlockBuilder, i: Instruction) -> None:
 @emits("add.cc", "addc", "sub.cc", "subc", types=INTEGERS, modifiers="cc")
 def carry_chain(b: BlockBuilder, i: Instruction) -> None:
     """The carry flag is a hidden one-bit register of the kernel."""
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     uses = i.parts[0] in ("addc", "subc")
     _add_with_carry(b, i, b.read(i.operands[1], dtype), i.operands[2], uses=uses)
 
 
 def _add_with_carry(b: BlockBuilder, i: Instruction, x: str, operand: str, *, uses: bool) -> None:
     """x plus or minus the operand, and the carry flag if the instruction uses it; sets the flag if it says .cc."""
-    dtype = integer_type(i).carrier
+    dtype = required_type(i).carrier
     y = b.read(operand, dtype)
     carry = b.read(b.carry_register(), "bool") if uses else b.constant(False, "bool")
     name = "subtract_borrow" if i.parts[0].startswith("sub") else "add_carry"

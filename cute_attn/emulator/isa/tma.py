@@ -98,11 +98,13 @@ def _box(b: BlockBuilder, i: Instruction, operand: str) -> str:
 # ---- execution
 
 
-def _maps(issue: BulkIssue, address: Array) -> Iterator[tuple[TensorMap, Array]]:
-    """The tensor maps that copies use, and which copies use each."""
+def _by_map(group: Group, tensor_map: Any, mask: Any, index: int) -> Iterator[tuple[BulkIssue, TensorMap]]:
+    """The copies that a group issues, by the tensor map that they use."""
+    issue = BulkIssue.of(group, mask, index)
+    address = issue.take(tensor_map)
     if not address.size:
         return
-    check_alignment(issue.group, address, MAP_ALIGNMENT, issue.positions, issue.index)
+    check_alignment(group, address, MAP_ALIGNMENT, issue.positions, index)
     different = address[:1] if (address == address[0]).all() else np.unique(address)
     for one in different:
         rows = np.flatnonzero(address == one)
@@ -110,7 +112,7 @@ def _maps(issue: BulkIssue, address: Array) -> Iterator[tuple[TensorMap, Array]]
             found = decode(_map_bytes(issue, int(one), int(rows[0])))
         except InvalidTensorMap as error:
             issue.fail(InvalidOperand, int(rows[0]), f"the tensor map at {int(one):#x} is invalid: {error}")
-        yield found, rows
+        yield issue.part(rows), found
 
 
 def _map_bytes(issue: BulkIssue, address: int, row: int) -> bytes:
@@ -169,9 +171,7 @@ def tensor_load(
     mask: Any,
     index: int,
 ) -> None:
-    every = BulkIssue.of(group, mask, index)
-    for found, rows in _maps(every, every.take(tensor_map)):
-        issue = every.part(rows)
+    for issue, found in _by_map(group, tensor_map, mask, index):
         places, box_rows = _boxes(issue, found, _coordinates(issue, coordinates), dimensions)
         read = issue.global_units(places.start, places.offsets, places.unit, "read", places.inside)
         destination, barriers = issue.take(to), issue.take(barrier)
@@ -212,9 +212,7 @@ def tensor_store(
     mask: Any,
     index: int,
 ) -> None:
-    every = BulkIssue.of(group, mask, index)
-    for found, rows in _maps(every, every.take(tensor_map)):
-        issue = every.part(rows)
+    for issue, found in _by_map(group, tensor_map, mask, index):
         _check_store(issue, found, operation)
         origin = _coordinates(issue, coordinates)
         if (bad := (origin < 0).any(1)).any():

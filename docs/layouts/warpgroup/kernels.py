@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -86,7 +85,7 @@ def elsewhere() -> dict[tuple[str, str], dict[str, list[str]]]:
     for (field, values), name in product(_VARIED.items(), NAMES):
         for value in values:
             try:
-                recipe = replace(recipes()[name], **{field: value})
+                recipe = recipes()[name].replace(**{field: value})
             except ValueError:  # not offered with these formats
                 continue
             problem = _problem(recipe, HEAD_DIM)

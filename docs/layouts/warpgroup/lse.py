@@ -9,7 +9,7 @@ from statistics import NormalDist
 
 import torch
 
-from cute_attn.kernels.softmax_warpgroup import _FORMATS
+from cute_attn.kernels.softmax_warpgroup import FORMATS
 
 from ..tables import table
 
@@ -30,7 +30,7 @@ class Bias:
 def bias_of_lse(spread: float) -> Bias:
     """Of rows whose scores are normal, ``spread`` their standard deviation in nats. Rows differ by where their maximum
     lies between two powers of two, which decides how P falls between two E4M3."""
-    fmt = _FORMATS["e4m3"]
+    fmt = FORMATS["e4m3"]
     normal = NormalDist()
     x = torch.tensor([normal.inv_cdf((i + 0.5) / _KEYS) for i in range(_KEYS)], dtype=torch.float64)
     x = x * (spread / math.log(2)) + torch.arange(_ROWS, dtype=torch.float64)[:, None] / _ROWS

@@ -9,16 +9,12 @@ from cute_attn.kernels.kv_ring import KvRing
 from cute_attn.kernels.swizzled_tile import SwizzledTile
 from cute_attn.kernels.tile_image import StaticLayout
 
-from ..passports import layout_text, swizzle_text
-from ..tables import merged, table
+from ..passports import BASE_ALIGN, register_table, shared_table
 from .cores import bytes_of
 from .kernels import SHOWN, kernel_of
 from .operands import register_tensors
 
 __all__ = ["register_passports", "shared_passports", "shared_tensors"]
-
-_BASE_ALIGN = 1024
-"""What the kernel asks of its dynamic shared memory."""
 
 _HOLDS = {
     "S": ("(e, hi), n8 tile", "accumulators of Q·Kᵀ, then the scores y", "one tile"),
@@ -57,29 +53,19 @@ def shared_tensors(name: str) -> list[tuple[Tensor, int]]:
     queries: Tensor = ("sQ", "(row, byte)", kernel.q_planes, element, "bytes", 0, "warpgroup", "whole kernel")
     ring: Tensor = ("barriers", "(barrier)", StaticLayout((count,), (1,)), "mbarrier, 8 B", "mbarriers", barriers,
                     "CTA", "whole kernel")  # fmt: skip
-    found: list[tuple[Tensor, int]] = [(queries, gcd(_BASE_ALIGN, kernel.q_bytes))]
-    found += [((*facts, "CTA", "one stage"), gcd(_BASE_ALIGN, facts[-1], kernel.stage_bytes)) for facts in operands]
-    return [*found, (ring, gcd(_BASE_ALIGN, barriers))]
+    found: list[tuple[Tensor, int]] = [(queries, gcd(BASE_ALIGN, kernel.q_bytes))]
+    found += [((*facts, "CTA", "one stage"), gcd(BASE_ALIGN, facts[-1], kernel.stage_bytes)) for facts in operands]
+    return [*found, (ring, gcd(BASE_ALIGN, barriers))]
 
 
 def shared_passports() -> str:
-    rows = []
+    tensors = []
     for name in SHOWN:
         for (tensor, modes, layout, element, unit, _, owner, lifetime), aligned in shared_tensors(name):
-            extents = "×".join(map(str, layout.extents()))
-            rows.append((f"`{name}`", tensor, f"{modes} = {extents}", element, layout_text(layout), unit,
-                         swizzle_text(layout), f"{aligned} B", owner, lifetime))  # fmt: skip
-    head = ("recipe", "tensor", "logical shape", "element", "shape:stride", "in", "swizzle", "aligned", "owner",
-            "lives")  # fmt: skip
-    return table(head, merged(rows))
+            tensors.append((name, (tensor, modes, layout, element, unit, aligned, owner, lifetime)))
+    return shared_table(tensors)
 
 
 def register_passports() -> str:
-    rows = []
-    for name in SHOWN:
-        for tensor in register_tensors(name).values():
-            modes, holds, lifetime = _HOLDS[tensor.name]
-            rows.append((f"`{name}`", tensor.name, modes, tensor.element, f"`{tensor.layout}`", tensor.registers,
-                         holds, "lane", lifetime))  # fmt: skip
-    head = ("recipe", "tensor", "modes", "element", "shape:stride", "registers", "holds", "owner", "lives")
-    return table(head, merged(rows))
+    tensors = ((name, tensor) for name in SHOWN for tensor in register_tensors(name).values())
+    return register_table(tensors, _HOLDS, "lane")

@@ -1,0 +1,38 @@
+"""What persistent kernels need to share out their blocks of rows: how many CTAs run at once, and a counter."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+__all__ = ["multiprocessors", "tickets"]
+
+_EMULATED = 132
+"""Multiprocessors of the emulated chip: those of an H100 SXM5."""
+
+
+@functools.lru_cache(maxsize=64)
+def multiprocessors(device: torch.device) -> int:
+    """Of a device; of the emulated one for the CPU."""
+    if device.type != "cuda":
+        return _EMULATED
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def tickets(device: torch.device) -> torch.Tensor:
+    """int32 [1], 0: the counter of a launch on the current stream, which leaves 0 again.
+
+    Launches of a stream follow one another, and share one. A CUDA graph gets one of its own, which every replay sets to
+    0: it may run on any stream.
+    """
+    if device.type != "cuda":
+        return _counter(device, 0)
+    if torch.cuda.is_current_stream_capturing():
+        return torch.zeros(1, dtype=torch.int32, device=device)
+    return _counter(device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@functools.lru_cache(maxsize=1024)
+def _counter(device: torch.device, stream: int) -> torch.Tensor:
+    return torch.zeros(1, dtype=torch.int32, device=device)
