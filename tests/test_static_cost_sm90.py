@@ -55,10 +55,10 @@ def test_head_dim_128(name, causal):
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
 
 
-@pytest.mark.parametrize(("name", "slots"), [("int8_fp8", 6.8), ("fp8", 6.25), ("int8", 6.55), ("int8_fp16", 5.7)])
+@pytest.mark.parametrize(("name", "slots"), [("int8_fp8", 6.6), ("fp8", 6.05), ("int8", 6.3), ("int8_fp16", 5.45)])
 @pytest.mark.parametrize("causal", [False, True])
 def test_overlap(name, slots, causal):
-    """Half a slot more, and still a wait each for Q·Kᵀ and P·V: ptxas has serialised neither."""
+    """A quarter of a slot more, and still a wait each for Q·Kᵀ and P·V: ptxas has serialised neither."""
     stages = 3 if name == "int8_fp16" else 4
     kernel = attention_report(name, causal=causal, has_lse=causal, warpgroups=2, overlap=True, stages=stages)
     assert kernel.steady.slots["fast"] <= slots
