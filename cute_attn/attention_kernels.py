@@ -58,6 +58,7 @@ def attention_kernel(
         "k_scale_per_token": recipe.qk_scale == "token",
         "exponent": recipe.exponent,
         "fma_eighths": tile.fma_eighths,
+        "overlap": tile.overlap,
         "warpgroups": tile.warpgroups,
         "pack_gqa": tile.pack_gqa,
         "persistent": tile.persistent,

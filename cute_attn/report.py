@@ -21,6 +21,7 @@ from cute_attn.sass import Function, Instruction, Loop, disassemble
 __all__ = ["KernelReport", "LoopReport", "report", "report_kernel"]
 
 _SPILLS = ("LDL", "STL")
+_ARITHMETIC = {"fp32", "fp16", "integer", "move", "uniform", "branch"}
 # Marks of code that runs only when something is waited for, or a warp has diverged.
 _RARE = ("SYNCS.PHASECHK", "NANOSLEEP", "WARPSYNC.COLL", "CALL", "BRA.DIV")
 
@@ -31,8 +32,8 @@ class LoopReport:
 
     first, last:  addresses of its first and last instruction
     scores:       elements of S per iteration and warp
-    slots:        warp instructions issued per 32 scores: "all", and "fast" without the rescaling of the accumulators, a
-                  conditional region with shuffles that is skipped while the running maximum holds
+    slots:        warp instructions issued per 32 scores: "all", and "fast" without the rescaling of the accumulators,
+                  conditional regions with shuffles or of arithmetic alone, skipped while the running maximum holds
     floors:       pipe to cycles per 32 scores, of the fast path; empty where the architecture's rates are not known
     mix:          instruction class to instructions per 32 scores, of the fast path
     spills:       loads and stores of local memory in the loop, the rescaling included
@@ -185,7 +186,9 @@ def _rare_blocks(function: Function, loop: Loop) -> frozenset[int]:
 
 
 def _rescaling(function: Function, loop: Loop, body: frozenset[int]) -> frozenset[int]:
-    """Conditional blocks of the loop, in regions that exchange values between lanes: the rescaling of the accumulators.
+    """Conditional blocks of the loop, in regions that exchange values between lanes, or that do arithmetic and nothing
+    else: the rescaling of the accumulators. Where these are still being multiplied when lanes agree on the new maximum,
+    it takes a region of either kind.
 
     A block is conditional if an iteration can go round it. Regions with asynchronous copies are prefetches that are
     skipped in the last iteration only.
@@ -194,6 +197,6 @@ def _rescaling(function: Function, loop: Loop, body: frozenset[int]) -> frozense
     found: set[int] = set()
     for region in function.regions(conditional):
         kinds = {classify(i.opcode) for i in _instructions(function, region)}
-        if "shuffle" in kinds and "asynchronous" not in kinds and "tensor" not in kinds:
+        if kinds <= _ARITHMETIC or ("shuffle" in kinds and "asynchronous" not in kinds and "tensor" not in kinds):
             found |= region
     return frozenset(found)

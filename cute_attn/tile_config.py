@@ -55,6 +55,8 @@ class WarpgroupTileConfig:
                 to 6 %) so that the XU pipe has fewer; 0 for other formats
     pack_gqa:   whether a CTA's rows are those of all query heads that share a KV head, token by token: fewer rows are
                 left empty where tokens are few, and K and V are read once for all of those heads
+    overlap:    whether Q·Kᵀ of the next tile is on its way while a warpgroup computes 2^x of this one, and P·V while it
+                seeks the next one's maximum. Needs the registers that one or two warpgroups have, and two stages
 
     Raises ValueError for sizes that no kernel could have.
     """
@@ -68,10 +70,11 @@ class WarpgroupTileConfig:
     persistent: bool = True
     fma_eighths: int = 0
     pack_gqa: bool = False
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
-        for field in ("persistent", "pack_gqa"):
+        for field in ("persistent", "pack_gqa", "overlap"):
             if type(value := getattr(self, field)) is not bool:
                 raise ValueError(f"config.{field}={value!r}; use True or False")
 

@@ -92,6 +92,15 @@ class AttentionSm90:
     6.5 slots, and what a warp waits for in between: three warps a sub-partition take turns. Registers are the other
     bound: three warpgroups leave 160 a thread, of which O, PV and P take 152.
 
+    With `overlap` one or two warpgroups, which have more registers each, work on while a product is being made:
+        x + bias        of this tile, to registers of their own
+        S = Q·Kᵀ        issued, of the next tile
+        P = e4m3(2^x)   of this tile
+        PV = P·V, P·1   issued; then wait for S
+        maximum, vote   of the next tile; bias. Then wait for PV
+        O += PV         and where a maximum was raised, O multiplied by a power of two
+        arrive          this tile's stage may be filled again
+
     Recipes fp16 and bf16 read the caller's K and V as they are (`SwizzledTile`): no permutations, V MN-major, no rows
     of ones, O summed in place. K and V take turns in the ring, so that K's stage is free as soon as S is there. Row
     sums are additions of the rounded P. The tensor pipe, 16 cycles per 32 scores, is what bounds them.
@@ -272,7 +281,8 @@ class AttentionSm90:
     def ring(self, shared: cute.Pointer) -> KvRing:
         """The stages behind Q, and the barriers behind them."""
         tiles = shared + self.config.warpgroups * self.q_bytes
-        return KvRing.create(tiles, self._barriers(shared), self.stage_bytes, self.config.stages, self.recipe.turns)
+        shape = (self.stage_bytes, self.config.stages, self.recipe.turns)
+        return KvRing.create(tiles, self._barriers(shared), *shape, keys_ahead=self.config.overlap)
 
     def queue(self, shared: cute.Pointer, tickets: cute.Tensor | None, order: WorkOrder, ring: KvRing) -> WorkQueue:
         """The queue, whose mailbox lies behind the ring's barriers."""

@@ -9,10 +9,17 @@ from .attention_arguments import HEAD_DIMS, OUT_DTYPES
 from .kv_ring import KvRing
 from .softmax_warpgroup import value_parts
 from .warpgroup_mma import ROWS
-from .warpgroup_recipes import LOG_LINEAR_RECIPES, WARPGROUP_RECIPES
+from .warpgroup_recipes import LOG_LINEAR_RECIPES, TILE_TOKENS, WARPGROUP_RECIPES
 from .work_queue import WorkQueue
 
-__all__ = ["CONSUMER_REGISTERS", "PRODUCER_REGISTERS", "AttentionSm90Config", "refusal", "shared_bytes"]
+__all__ = [
+    "CONSUMER_REGISTERS",
+    "PRODUCER_REGISTERS",
+    "AttentionSm90Config",
+    "product_registers",
+    "refusal",
+    "shared_bytes",
+]
 
 PRODUCER_REGISTERS = 24
 CONSUMER_REGISTERS = {1: 240, 2: 240, 3: 160}
@@ -21,6 +28,9 @@ the others up: by consumer warpgroups, 24 · 128 + registers · 128 · warpgroup
 
 # CUDA C++ Programming Guide, technical specifications: dynamic shared memory of a CTA.
 _SHARED_BYTES = 227 * 1024
+
+# What scales of single tokens take beside P·V with `overlap`. With fewer ptxas spills.
+_TOKEN_SCALES_REGISTERS = 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +53,8 @@ class AttentionSm90Config:
                otherwise the tokens {16i + 4t … + 3} of a tile share theirs, for each t
     fma_eighths: of every eight 2^x how many the FMA pipe computes instead of the XU pipe, within 0.18 %: for E4M3
                values, which round P by up to 6 %. With exponent "fast" there are none
+    overlap:   whether a warpgroup multiplies while it computes 2^x: Q·Kᵀ of the next tile is on its way then. Takes
+               the registers of one or two warpgroups, and two stages or more
     smooth_v:  whether a tensor brings back V's mean
     varlen_k:  whether every batch element has its own number of keys, given by a tensor
     pack_gqa:  whether a CTA's rows are those of all query heads that share a KV head, token by token. A CTA of few
@@ -63,6 +75,7 @@ class AttentionSm90Config:
     exponent: str = "exact"
     k_scale_per_token: bool = False
     fma_eighths: int = 0
+    overlap: bool = False
     smooth_v: bool = False
     varlen_k: bool = False
     pack_gqa: bool = False
@@ -77,6 +90,7 @@ def refusal(config: AttentionSm90Config) -> str | None:
         "warpgroups": (1, 2, 3),
         "stages": (1, 2, 3, 4, 5, 6, 7, 8),
         "exponent": ("exact", "fast") if config.recipe in LOG_LINEAR_RECIPES else ("exact",),
+        "overlap": (False, True),
         "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") and config.exponent == "exact" else (0,),
     }
     if config.head_dim not in HEAD_DIMS:
@@ -88,7 +102,10 @@ def refusal(config: AttentionSm90Config) -> str | None:
     if config.accumulate != (expected := WARPGROUP_RECIPES[config.recipe].accumulate):
         return f"accumulate={config.accumulate!r} is not {expected}, which recipe={config.recipe!r} needs"
     registers = CONSUMER_REGISTERS[config.warpgroups]
-    if value_parts(WARPGROUP_RECIPES[config.recipe].image(config.head_dim), registers) is None:
+    image = WARPGROUP_RECIPES[config.recipe].image(config.head_dim)
+    if config.overlap and (reason := _overlap_refusal(config, image)):
+        return f"overlap=True {reason}, or overlap=False"
+    if value_parts(image, registers) is None:
         return (
             f"warpgroups={config.warpgroups} leave {registers} registers a thread, too few for "
             f"head_dim={config.head_dim}: use warpgroups=2"
@@ -100,6 +117,34 @@ def refusal(config: AttentionSm90Config) -> str | None:
         )
     if config.smooth_v and not WARPGROUP_RECIPES[config.recipe].quantised:
         return f"recipe={config.recipe!r} smooths nothing, because it quantises nothing"
+    return None
+
+
+def product_registers(config: AttentionSm90Config) -> int:
+    """Of a consumer thread, registers for P·V and what comes with it: all but those of the next tile's scores."""
+    registers = CONSUMER_REGISTERS[config.warpgroups]
+    if config.overlap:
+        registers -= TILE_TOKENS // 2 + (_TOKEN_SCALES_REGISTERS if config.k_scale_per_token else 0)
+    return registers
+
+
+def _overlap_refusal(config: AttentionSm90Config, image: Any) -> str | None:
+    """Why a configuration has no kernel in which products overlap with the softmax, and what to use instead."""
+    if config.warpgroups > 2:
+        return (
+            f"needs registers for the scores of two tiles; warpgroups={config.warpgroups} leave "
+            f"{CONSUMER_REGISTERS[config.warpgroups]} a thread: use warpgroups=2 or 1"
+        )
+    if config.stages == 1:
+        return "needs the next tile's K beside a tile's V, stages=1 hold one of them: use stages=2 or more"
+    if config.exponent == "fast":
+        return "has no 2^x to overlap with at exponent='fast': use exponent='exact'"
+    parts = value_parts(image, product_registers(config))
+    if parts is None or len(parts) > (2 if config.accumulate == "int32" else 1):
+        return (
+            f"leaves {product_registers(config)} registers a thread beside the next tile's scores, too few for "
+            f"head_dim={config.head_dim} with k_scale_per_token={config.k_scale_per_token}: use a smaller head_dim"
+        )
     return None
 
 

@@ -18,7 +18,8 @@ BARRIER_BYTES = 8
 @dataclass(frozen=True)
 class KvRing:
     """`stages` tiles in shared memory, each with two barriers: the tile has arrived, and nobody reads it any more.
-    Where K and V take `turns`, a stage has K or V of a tile, and V comes right after K.
+    Where K and V take `turns`, a stage has K or V of a tile, and V comes right after K; with `keys_ahead` after the
+    next tile's K.
 
                   full                                              empty
         arrive    the producer, once, and the bytes of the copy     every consumer warp, once
@@ -40,13 +41,16 @@ class KvRing:
     nbytes: cutlass.Constexpr[int]
     stages: cutlass.Constexpr[int]
     turns: cutlass.Constexpr[int]
+    keys_ahead: cutlass.Constexpr[bool]
 
     @staticmethod
-    def create(tiles: cute.Pointer, barriers: cute.Pointer, nbytes: int, stages: int, turns: int) -> KvRing:
+    def create(
+        tiles: cute.Pointer, barriers: cute.Pointer, nbytes: int, stages: int, turns: int, keys_ahead: bool = False
+    ) -> KvRing:
         """A role's view of the ring, at the first stage."""
         state = cute.make_rmem_tensor((3,), Int32)
         state.fill(0)
-        return KvRing(tiles, barriers, state, nbytes, stages, turns)
+        return KvRing(tiles, barriers, state, nbytes, stages, turns, keys_ahead and turns == 2)
 
     @staticmethod
     def barrier_bytes(stages: int) -> int:
@@ -77,14 +81,26 @@ class KvRing:
     @cute.jit
     def produce(self, source: Any, tiles: Int32) -> None:
         """Bring the tiles of ``source``, from the last of ``tiles`` to the first."""
-        for i in cutlass.range(tiles, unroll=1):
-            for turn in range_constexpr(self.turns):
-                stage = self.state[0]
-                full = self.barriers + stage
-                cute.arch.mbarrier_wait(full + self.stages, self.state[1] & 1 ^ 1)
-                target = self.tiles + cute.assume(stage * self.nbytes, divby=256)
-                source.bring(tiles - 1 - i, turn, target, full)
-                self._step()
+        if const_expr(self.keys_ahead):
+            for i in cutlass.range(tiles + 1, unroll=1):
+                if i < tiles:
+                    self._bring(source, tiles - 1 - i, 0)
+                if i > 0:
+                    self._bring(source, tiles - i, 1)
+        else:
+            for i in cutlass.range(tiles, unroll=1):
+                for turn in range_constexpr(self.turns):
+                    self._bring(source, tiles - 1 - i, turn)
+
+    @cute.jit
+    def _bring(self, source: Any, tile: Int32, turn: cutlass.Constexpr[int]) -> None:
+        """Bring ``tile`` of ``source``, of K and V by turns the one whose ``turn`` it is, to the next stage."""
+        stage = self.state[0]
+        full = self.barriers + stage
+        cute.arch.mbarrier_wait(full + self.stages, self.state[1] & 1 ^ 1)
+        target = self.tiles + cute.assume(stage * self.nbytes, divby=256)
+        source.bring(tile, turn, target, full)
+        self._step()
 
     def wait(self) -> Int32:
         """Wait for the next tile; its stage."""
@@ -99,12 +115,22 @@ class KvRing:
         self.release()
         return self.wait()
 
-    @cute.jit
-    def release(self) -> None:
-        """Give back the stage of the tile last waited for, which the warp has read."""
-        with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self.barriers + (self.state[0] + self.stages))
+    def take(self) -> Int32:
+        """Wait for the next tile and go on to the one after it; its stage, for `give_back`."""
+        stage = self.wait()
         self._step()
+        return stage
+
+    def release(self) -> None:
+        """Give back the stage of the tile last waited for, which the warp has read, and go on to the next."""
+        self.give_back(self.state[0])
+        self._step()
+
+    @cute.jit
+    def give_back(self, stage: Int32) -> None:
+        """The warp has read the tile in ``stage``."""
+        with cute.arch.elect_one():
+            cute.arch.mbarrier_arrive(self.barriers + (stage + self.stages))
 
     @cute.jit
     def _step(self) -> None:

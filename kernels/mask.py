@@ -11,7 +11,7 @@ from cutlass import Float32, Int32, const_expr
 from .sequence import SequenceBounds
 from .tile_image import StaticLayout
 
-__all__ = ["PairMask", "ScoreMask"]
+__all__ = ["AnyMask", "PairMask", "ScoreMask"]
 
 _ZERO = 1 << 14
 """What stands for a limit of 0 in 16 bits."""
@@ -88,3 +88,6 @@ class PairMask:
         """``score``, or -inf if row ``r`` does not see the key of column e in n8 tile ``n``."""
         limit = self.limit >> 16 if const_expr(r == 1) else self.limit & 0xFFFF
         return score if limit > self.tokens(e, n) + _ZERO else -Float32.inf
+
+
+AnyMask = ScoreMask | PairMask

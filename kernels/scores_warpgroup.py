@@ -81,12 +81,24 @@ class WarpgroupScores:
 
     def multiply(self, stage: Int32) -> cute.Tensor:
         """The sums of Q·Kᵀ, int32 or float32 ((2,2), n8 tile), for the tile in ``stage``."""
+        sums = self.issue(stage)
+        warpgroup.wait_group(0)
+        return sums
+
+    def issue(self, stage: Int32, registers: cute.Tensor | None = None) -> cute.Tensor:
+        """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`.
+
+        registers: whose place they take, float32, as many; nobody needs them any more
+        """
         element = Int32 if self.image.keys == "int8" else Float32
-        sums = cute.make_rmem_tensor(((2, 2, self.image.tokens // 8), 1, 1), element)
+        shape = ((2, 2, self.image.tokens // 8), 1, 1)
+        if registers is None:
+            sums = cute.make_rmem_tensor(shape, element)
+        else:
+            sums = cute.make_tensor(cute.recast_ptr(registers.iterator, dtype=element), cute.make_layout(shape))
         warpgroup.fence()
         multiply(self.mma, sums, self.queries[None, None, None, 0], self.keys[None, None, None, stage], add=False)
         warpgroup.commit_group()
-        warpgroup.wait_group(0)
         return cute.make_tensor(sums.iterator, cute.make_layout(((2, 2), self.image.tokens // 8)))
 
     @cute.jit

@@ -57,11 +57,23 @@ class WarpgroupFloatScores:
 
     def multiply(self, stage: Int32) -> cute.Tensor:
         """The sums of Q·Kᵀ, float32 ((2,2), n8 tile), for K in ``stage``."""
-        sums = cute.make_rmem_tensor(((2, 2, self.tile.tokens // 8), 1, 1), Float32)
+        sums = self.issue(stage)
+        warpgroup.wait_group(0)
+        return sums
+
+    def issue(self, stage: Int32, registers: cute.Tensor | None = None) -> cute.Tensor:
+        """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`.
+
+        registers: whose place they take, float32, as many; nobody needs them any more
+        """
+        shape = ((2, 2, self.tile.tokens // 8), 1, 1)
+        if registers is None:
+            sums = cute.make_rmem_tensor(shape, Float32)
+        else:
+            sums = cute.make_tensor(cute.recast_ptr(registers.iterator, dtype=Float32), cute.make_layout(shape))
         warpgroup.fence()
         multiply(self.mma, sums, self.queries[None, None, None, 0], self.keys[None, None, None, stage], add=False)
         warpgroup.commit_group()
-        warpgroup.wait_group(0)
         return cute.make_tensor(sums.iterator, cute.make_layout(((2, 2), self.tile.tokens // 8)))
 
     @cute.jit

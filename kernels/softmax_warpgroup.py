@@ -152,20 +152,44 @@ class WarpgroupSoftmax:
 
         What is compared is the very exponent that `probabilities` computes: no P can pass 2^top.
         """
-        exponents = [cute.math.fma(largest[r], factors[r], self.bias[r]) for r in range(2)]
-        if any_greater(exponents, [Float32(self._format.top)] * 2) != 0:
+        if self._passes(largest, factors) != 0:
             for r in range_constexpr(2):
-                self._raise_max(r, largest[r] * factors[r])
+                self._scale(r, *self._raised(r, largest[r] * factors[r]))
 
-    def _raise_max(self, r: int, x: Float32) -> None:
-        """Raise m of row ``r`` to cover ``x`` of all its lanes, and scale what was accumulated under the old one."""
+    @cute.jit
+    def raise_max(self, largest: list[Float32], factors: list[Float32]) -> tuple[Int32, cute.Tensor]:
+        """`update` but for what was accumulated, to which tensor cores may still add: returns `rescale`'s arguments.
+
+        A region of its own keeps ptxas from putting off what it computes until the tensor cores are waited for.
+        """
+        counts = cute.make_rmem_tensor((2,), Int32)
+        counts.fill(0)
+        passes = self._passes(largest, factors)
+        if passes != 0:
+            for r in range_constexpr(2):
+                counts[r], self.bias[r] = self._raised(r, largest[r] * factors[r])
+        return passes, counts
+
+    @cute.jit
+    def rescale(self, passes: Int32, counts: cute.Tensor) -> None:
+        """The other half of `update`: nonzero if any row's maximum was raised, and each row's log2 of the scale."""
+        if passes != 0:
+            for r in range_constexpr(2):
+                self._scale(r, counts[r], self.bias[r])
+
+    def _passes(self, largest: list[Float32], factors: list[Float32]) -> Int32:
+        """Nonzero if in any lane of the warp a row does not cover its largest score."""
+        exponents = [cute.math.fma(largest[r], factors[r], self.bias[r]) for r in range(2)]
+        return any_greater(exponents, [Float32(self._format.top)] * 2)
+
+    def _raised(self, r: int, x: Float32) -> tuple[Int32, Float32]:
+        """log2 of the scale of what was accumulated, and bias, when m of row ``r`` covers ``x`` of all its lanes."""
         bias = raised_bias(self.bias[r], quad_max(x), Float32(1), self._format.top, self._format.headroom)
         growth = self.bias[r] - bias
         if const_expr(self._integer):
             # The biases are rounded, so their difference is near the integer it stands for, on either side.
-            self._scale(r, (cute.arch.fmin(growth, Float32(31)) + Float32(0.5)).to(Int32), bias)
-        else:
-            self._scale(r, cute.arch.fmin(growth, Float32(127)).to(Int32), bias)
+            return (cute.arch.fmin(growth, Float32(31)) + Float32(0.5)).to(Int32), bias
+        return cute.arch.fmin(growth, Float32(127)).to(Int32), bias
 
     def _scale(self, r: int, count: Int32, bias: Float32) -> None:
         """Multiply what row ``r`` accumulated by 2^-``count``, to match its new ``bias``."""
@@ -198,15 +222,27 @@ class WarpgroupSoftmax:
         total = self._row_sum(r).to(Float32)
         return total, cute.math.log2(total, approx=True, ftz=True) - self.bias[r]
 
-    def probabilities(self, scores: cute.Tensor, factors: list[Float32]) -> cute.Tensor:
+    def exponents(self, scores: cute.Tensor, factors: list[Float32]) -> cute.Tensor:
+        """x + bias of ``scores`` in registers of their own, so that those of the scores are free."""
+        exponents = cute.make_rmem_tensor(scores.shape, Float32)
+        for n in range(self.image.tokens // 8):
+            for r in range(2):
+                for e in range(2):
+                    exponents[(e, r), n] = cute.math.fma(scores[(e, r), n], factors[r], self.bias[r])
+        return exponents
+
+    def probabilities(self, scores: cute.Tensor, factors: list[Float32] | None) -> cute.Tensor:
         """P as A operand, ((4,2,2), 1, blocks of 32 tokens), of float16 ((2,2,2), 1, of 16): in the accumulators'
         own order, lane by lane. `fma_eighths` of every 8 in a row are computed on the FMA pipe, the others by MUFU.
+
+        factors: of ``scores``, or None where these are what `exponents` made of them
         """
         each = 32 // self._format.p.width
         blocks = self.image.tokens // (8 * each)
         p = cute.make_rmem_tensor(((each, 2, 2), 1, blocks), self._format.p)
         packed = cute.recast_tensor(p, Int32)
-        lines = [self._line(scores, r, factors[r]) for r in range(2)]
+        exponents = (None, None, Float32(_SPLIT), Float32(_OFFSET))
+        lines = [self._line(scores, r, factors[r]) if factors else exponents for r in range(2)]
         for k in range(blocks):
             for half in range(2):
                 for r in range(2):
@@ -227,29 +263,44 @@ class WarpgroupSoftmax:
             if (place + i) % 8 < self.fma_eighths:
                 some.append(exp2_on_fma(y, *scaled))
             else:
-                some.append(cute.math.exp2(cute.math.fma(y, factor, bias), approx=True, ftz=True))
+                x = y if factor is None else cute.math.fma(y, factor, bias)
+                some.append(cute.math.exp2(x, approx=True, ftz=True))
         return self._format.pack(some)
 
     def accumulate(self, p: cute.Tensor, stage: Int32) -> None:
         """output += P·V and row sums += P·1, for the tile in ``stage``."""
         first = 0
-        if self._format.in_place:
-            warpgroup.fence()
-            for (mma, values), rows in zip(self.values, self.parts, strict=True):
-                multiply(mma, self._output(first, rows), p, values[None, None, None, stage], add=True)
-                first += rows
-            warpgroup.commit_group()
+        for group in self.groups:
+            sums = self.issue(p, stage, group)
             warpgroup.wait_group(0)
-            return
-        for (mma, values), rows in zip(self.values, self.parts, strict=True):
+            self.add(sums, first)
+            first += sum(self.parts[i] for i in group)
+
+    @property
+    def groups(self) -> list[list[int]]:
+        """Which of the `parts` of V are multiplied together: all where the MMA adds to the output, or else one."""
+        parts = list(range(len(self.parts)))
+        return [parts] if self._format.in_place else [[i] for i in parts]
+
+    def issue(self, p: cute.Tensor, stage: Int32, group: list[int]) -> cute.Tensor | None:
+        """Issue P·V of the parts in ``group``, to be waited for. Returns their sums of the tile, None if in place."""
+        sums = None
+        if not self._format.in_place:
+            rows = sum(self.parts[i] for i in group)
             sums = cute.make_rmem_tensor(((2, 2, rows // 8), 1, 1), Float32)
-            warpgroup.fence()
-            multiply(mma, sums, p, values[None, None, None, stage], add=False)
-            warpgroup.commit_group()
-            warpgroup.wait_group(0)
+        warpgroup.fence()
+        for i in group:
+            mma, values = self.values[i]
+            target = self._output(sum(self.parts[:i]), self.parts[i]) if sums is None else sums
+            multiply(mma, target, p, values[None, None, None, stage], add=sums is None)
+        warpgroup.commit_group()
+        return sums
+
+    def add(self, sums: cute.Tensor | None, first: int = 0) -> None:
+        """Add the finished ``sums`` of `issue`, of the rows of V from ``first`` on, to the output."""
+        if sums is not None:
             for i in range(cute.size(sums)):
                 self.output[first // 2 + i] = self.output[first // 2 + i] + sums[i]
-            first += rows
 
     def _output(self, first: int, rows: int) -> cute.Tensor:
         """The accumulators of ``rows`` rows of V from ``first`` on, as the MMA has them."""

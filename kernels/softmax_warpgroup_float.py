@@ -56,7 +56,7 @@ class WarpgroupFloatSoftmax(WarpgroupSoftmax):
         super()._scale(r, count, bias)
         self.sums[r] = self.sums[r] * ((127 - count) << 23).bitcast(Float32)
 
-    def probabilities(self, scores: cute.Tensor, factors: list[Float32]) -> cute.Tensor:
+    def probabilities(self, scores: cute.Tensor, factors: list[Float32] | None) -> cute.Tensor:
         """As of `WarpgroupSoftmax`; row sums grow by P."""
         p = super().probabilities(scores, factors)
         packed = cute.recast_tensor(p, Int32)

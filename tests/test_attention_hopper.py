@@ -67,7 +67,12 @@ def test_what_nothing_there_serves(name, changes, text):
 
 def test_a_tile_config_names_the_kernel():
     q, k, v = random_qkv((1, 2, 70, 64), (1, 1, 150, 64))
-    for config in (TileConfig(warps=2), WarpgroupTileConfig(warpgroups=1), WarpgroupTileConfig(warpgroups=2, stages=1)):
+    for config in (
+        TileConfig(warps=2),
+        WarpgroupTileConfig(warpgroups=1),
+        WarpgroupTileConfig(warpgroups=2, stages=1),
+        WarpgroupTileConfig(warpgroups=2, overlap=True),
+    ):
         options = {"recipe": "int8", "causal": True, "config": config, "arch": "sm_90a"}
         out, lse = cute_attn.attention(q, k, v, return_lse=True, **options)
         assert_close(out, lse, q, k, v, **options)

@@ -207,6 +207,8 @@ def test_config():
         TileConfig(m_tiles=True)
     with pytest.raises(ValueError, match="config.warpgroups=4; use one of 1, 2, 3"):
         WarpgroupTileConfig(warpgroups=4)
+    with pytest.raises(ValueError, match="config.overlap=1; use True or False"):
+        WarpgroupTileConfig(overlap=1)
     reason = r"WarpgroupTileConfig\(.*\) is not for the kernels of recipe 'int8' on sm_80; use a TileConfig, or None"
     with pytest.raises(NotImplementedError, match=reason):
         call(config=WarpgroupTileConfig())

@@ -23,6 +23,21 @@ def attention_report(name: str, head_dim: int = 128, **changes) -> KernelReport:
     return kernel
 
 
+ORDER = ["multiply", "exponentials", "multiply", "wait", "maximum", "wait"]
+
+
+def order(loop: LoopReport) -> list[str]:
+    """What an iteration with overlap does in which order: every product, where its first instruction is issued, and
+    every wait, the last exponential and the first comparison of scores.
+    """
+    steps = {"WARPGROUP.ARRIVE": "multiply", "MUFU.EX2": "exponentials", "WARPGROUP.DEPBAR": "wait"}
+    steps |= dict.fromkeys(("VIMNMX", "FMNMX"), "maximum")
+    found = [step for i in loop.instructions for start, step in steps.items() if i.opcode.startswith(start)]
+    last = len(found) - 1 - found[::-1].index("exponentials")
+    where = {"exponentials": last, "maximum": found.index("maximum")}
+    return [step for n, step in enumerate(found) if where.get(step, n) == n]
+
+
 def waits(loop: LoopReport) -> int:
     """How often an iteration waits for the tensor cores: more than the source says, and ptxas serialised the wgmmas."""
     return sum(instruction.opcode.startswith("WARPGROUP.DEPBAR") for instruction in loop.instructions)
@@ -39,6 +54,38 @@ def test_head_dim_128(name, causal, pack_gqa):
     assert kernel.local_instructions == 0
     assert kernel.steady.floors["xu"] <= 8.0  # 2^x and nothing else
     assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
+
+
+@pytest.mark.parametrize(("name", "slots"), [("int8_fp8", 6.6), ("fp8", 6.05), ("int8", 6.3), ("int8_fp16", 5.45)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_overlap(name, slots, causal):
+    """A quarter of a slot more, and still a wait each for Q·Kᵀ and P·V: ptxas has serialised neither."""
+    stages = 3 if name == "int8_fp16" else 4
+    kernel = attention_report(name, causal=causal, has_lse=causal, warpgroups=2, overlap=True, stages=stages)
+    assert kernel.steady.slots["fast"] <= slots
+    assert [waits(loop) for loop in kernel.loops] == [2, 2]
+    assert [order(loop) for loop in kernel.loops] == [ORDER, ORDER]
+    assert kernel.highest_register < 240
+    assert kernel.local_instructions == 0
+    assert max(kernel.steady.floors, key=kernel.steady.floors.get) == "tensor"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize("head_dim", range(16, 257, 8))
+@pytest.mark.parametrize("k_scale_per_token", [False, True])
+def test_overlap_spills_nothing(name, head_dim, k_scale_per_token):
+    """Wherever it is not refused."""
+    changes = {"causal": True, "has_lse": True, "warpgroups": 2, "overlap": True, "stages": 2}
+    changes["k_scale_per_token"] = k_scale_per_token
+    config = AttentionSm90Config(head_dim, recipe=name, accumulate=recipes()[name].accumulate, **changes)
+    if AttentionSm90.can_implement(config):
+        assert head_dim > 96
+        return
+    kernel = attention_report(name, head_dim, **changes)
+    assert [order(loop) for loop in kernel.loops] == [ORDER, ORDER]
+    assert kernel.highest_register < 240
+    assert kernel.local_instructions == 0
 
 
 @pytest.mark.parametrize("name", ["int8_fp8", "fp8"])

@@ -12,7 +12,7 @@ from cute_attn import jit
 from cute_attn.kernels.attention_sm90 import AttentionSm90, AttentionSm90Config
 from cute_attn.report import KernelReport, report
 
-from .test_static_cost_sm90 import waits
+from .test_static_cost_sm90 import ORDER, order, waits
 
 DTYPES = {"fp16": "float16", "bf16": "bfloat16"}
 
@@ -47,6 +47,15 @@ def test_head_dim_64(name, slots):
 @pytest.mark.parametrize(("name", "head_dim", "stages"), [("bf16", 128, 5), ("fp16", 192, 3), ("bf16", 256, 2)])
 def test_two_warpgroups(name, head_dim, stages):
     kernel = attention_report(name, head_dim, warpgroups=2, stages=stages, causal=True)
+    assert kernel.highest_register < 240
+
+
+@pytest.mark.parametrize(("name", "slots"), [("fp16", 7.3), ("bf16", 7.3)])
+@pytest.mark.parametrize("causal", [False, True])
+def test_overlap(name, slots, causal):
+    kernel = attention_report(name, 128, warpgroups=2, overlap=True, stages=4, causal=causal, has_lse=causal)
+    assert kernel.steady.slots["fast"] <= slots
+    assert [order(loop) for loop in kernel.loops] == [ORDER, ORDER]
     assert kernel.highest_register < 240
 
 
