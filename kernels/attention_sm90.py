@@ -89,7 +89,7 @@ class AttentionSm90:
         arrive          the stage may be filled again
 
     What bounds it, in cycles of a sub-partition per 32 scores: the tensor pipe 8.25, the XU pipe 8.0 (2^x alone), issue
-    6.5 slots, and what a warp waits for in between: three warps a sub-partition take turns. Registers are the other
+    6.2 slots, and what a warp waits for in between: three warps a sub-partition take turns. Registers are the other
     bound: three warpgroups leave 160 a thread, of which O, PV and P take 152.
 
     With `overlap` one or two warpgroups, which have more registers each, work on while a product is being made:

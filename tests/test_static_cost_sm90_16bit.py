@@ -1,7 +1,7 @@
 """What recipes fp16 and bf16 cost on sm_90a's own kernel, read off the machine code.
 
 At head dim 128 the tensor pipe takes 16 cycles per 32 scores. FlashAttention-4 issues 7.11 slots there, with row sums
-of probabilities that are not rounded; sums of the rounded ones take one slot more.
+of probabilities that are not rounded; sums of the rounded ones take one slot more, and bf16 is below it all the same.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def attention_report(name: str, head_dim: int, **changes) -> KernelReport:
     return kernel
 
 
-@pytest.mark.parametrize(("name", "slots"), [("fp16", 7.65), ("bf16", 7.25)])
+@pytest.mark.parametrize(("name", "slots"), [("fp16", 7.45), ("bf16", 7.11)])
 @pytest.mark.parametrize(("causal", "pack_gqa"), [(False, False), (True, False), (True, True)])
 def test_head_dim_128(name, slots, causal, pack_gqa):
     which = {"causal": causal, "has_lse": causal, "varlen_k": causal, "pack_gqa": pack_gqa}
