@@ -24,11 +24,10 @@ def tickets(device: torch.device) -> torch.Tensor:
     """int32 [1], 0: the counter of a launch on the current stream, which leaves 0 again.
 
     Launches of a stream follow one another, and share one. A CUDA graph gets one of its own, which every replay sets to
-    0: it may run on any stream.
+    0: it may run on any stream. So does every emulated launch, which may end halfway, by Ctrl-C or with an error of the
+    emulator's, and leave any number.
     """
-    if device.type != "cuda":
-        return _counter(device, 0)
-    if torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or torch.cuda.is_current_stream_capturing():
         return torch.zeros(1, dtype=torch.int32, device=device)
     return _counter(device, torch.cuda.current_stream(device).cuda_stream)
 

@@ -69,7 +69,7 @@ class AttentionSm90:
         S       registers  (64, 128) per warpgroup  ((2,2),16), s32: 64                   -        lane, one tile
         P       registers  (64, 128) per warpgroup  ((4,2,2),1,4), e4m3: 16               -        lane, one tile
         PV      registers  (64, 136) per warpgroup  ((2,2,17),1,1), f32: 68               -        lane, one tile
-        O       registers  (64, 136) per warpgroup  ((2,2),1,17), f32: 68                 -        lane, whole kernel
+        O       registers  (64, 136) per warpgroup  ((2,2),1,17), f32: 68                 -        lane, block
     Shared memory: 24 KiB of Q and four stages of 33.5 KiB.
 
     To the tensor cores a plane of 32 bytes a row is a K-major operand with the 32-byte swizzle: every eight rows are

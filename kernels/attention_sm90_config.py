@@ -98,6 +98,7 @@ def refusal(config: AttentionSm90Config) -> str | None:
     for field, values in allowed.items():
         if (value := getattr(config, field)) not in values:
             given = f" with recipe={config.recipe!r}" if field in ("exponent", "fma_eighths") else ""
+            given += f" and exponent={config.exponent!r}" if field == "fma_eighths" else ""
             return f"{field}={value!r}{given} is not one of {', '.join(map(str, values))}"
     if config.accumulate != (expected := WARPGROUP_RECIPES[config.recipe].accumulate):
         return f"accumulate={config.accumulate!r} is not {expected}, which recipe={config.recipe!r} needs"

@@ -107,7 +107,7 @@ class WarpgroupScores:
 
         With `keeps_integers` y are int32 where they can be.
 
-        mask: ScoreMask, or None where every key counts
+        mask: AnyMask, or None where every key counts
         """
         scales = self.scales + cute.assume(stage * (self.stage_bytes // 4), divby=64)
         if const_expr(self.tokens_share_scale):

@@ -80,7 +80,7 @@ class WarpgroupFloatScores:
     def dequantise(self, sums: cute.Tensor, stage: Int32, mask: Any) -> Any:
         """Scores y, float32 ((2,2), n8 tile), this lane's largest in each row, and each row's factor to base 2.
 
-        mask: ScoreMask, or None where every key counts
+        mask: AnyMask, or None where every key counts
         """
         scores = cute.make_rmem_tensor(sums.shape, Float32)
         largest = [None, None]

@@ -7,6 +7,7 @@ import torch
 
 import cute_attn
 from cute_attn import reference
+from cute_attn.work_sharing import tickets
 
 from .conftest import assert_lse_close
 
@@ -41,24 +42,34 @@ def test_emulator_and_gpu_agree(monkeypatch, causal):
     assert_lse_close(lse, emulated_lse, cute_attn.recipes()["int8"])
 
 
-def test_runs_on_the_current_stream_and_in_a_graph(monkeypatch):
+@pytest.mark.parametrize("causal", [False, True])
+def test_runs_on_the_current_stream_and_in_a_graph(monkeypatch, causal):
+    """Where blocks of rows are drawn from a counter, each has its own: a graph, and a stream beside it."""
     monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
-    q, k, v = random_qkv(512, "cuda")
-    expected = cute_attn.attention(q, k, v)
+    q, k, v = random_qkv(4096, "cuda")
+    expected = cute_attn.attention(q, k, v, causal=causal)
     out = torch.empty_like(q)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        cute_attn.attention(q, k, v, out=out)
-    out.zero_()
-    graph.replay()
-    torch.cuda.synchronize()
-    assert torch.equal(out, expected)
+        cute_attn.attention(q, k, v, causal=causal, out=out)
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        other = cute_attn.attention(q, k, v)
-    stream.synchronize()
-    assert torch.equal(other, expected)
+    for _ in range(2):
+        out.zero_()
+        stream.wait_stream(torch.cuda.current_stream())
+        graph.replay()
+        with torch.cuda.stream(stream):
+            other = cute_attn.attention(q, k, v, causal=causal)
+        torch.cuda.synchronize()
+        assert torch.equal(out, expected) and torch.equal(other, expected)
+
+
+def test_launches_of_a_stream_share_a_counter_of_zero(monkeypatch):
+    monkeypatch.setenv("CUTE_ATTN_BACKEND", "cuda")
+    q, k, v = random_qkv(4096, "cuda")
+    counter = tickets(q.device)
+    for _ in range(2):
+        cute_attn.attention(q, k, v, causal=True)
+        assert tickets(q.device) is counter and counter.item() == 0
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

@@ -21,10 +21,10 @@ _HOLDS = {
     "S": ("(e, hi), n8 tile", "accumulators of Q·Kᵀ, then the scores y", "one tile"),
     "P": ("A fragment, –, k block", "probabilities, S's elements in S's order", "one tile"),
     "PV": ("(e, hi, n8 tile)", "P·V and P·1 of one tile", "one tile"),
-    "O": ("(e, hi), –, n8 tile", "the output before the division; with rows of ones, row sums last", "whole kernel"),
-    "bias": ("row", "−m and the top of P, in base 2", "whole kernel"),
-    "row_scale": ("row", "softmax_scale · log2 e, times Q's scale if it has one", "whole kernel"),
-    "sums": ("row", "this lane's part of the row sums", "whole kernel"),
+    "O": ("(e, hi), –, n8 tile", "the output before the division; with rows of ones, row sums last", "one block"),
+    "bias": ("row", "−m and the top of P, in base 2", "one block"),
+    "row_scale": ("row", "softmax_scale · log2 e, times Q's scale if it has one", "one block"),
+    "sums": ("row", "this lane's part of the row sums", "one block"),
 }
 
 Tensor = tuple[str, str, StaticLayout, str, str, int, str, str]
