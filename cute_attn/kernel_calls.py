@@ -71,9 +71,11 @@ def quantizer_kernels(
     return kernels
 
 
-def kernels_of(problem: Problem, recipe: Recipe, arch: Arch) -> dict[str, tuple[type, Any]]:
+def kernels_of(
+    problem: Problem, recipe: Recipe, arch: Arch, tile: AnyTileConfig | None = None
+) -> dict[str, tuple[type, Any]]:
     """Kernel class and configuration of everything that one `attention` call launches, for 16-byte aligned tensors."""
-    tile = default_config(recipe, problem, arch)
+    tile = tile or default_config(recipe, problem, arch)
     attention = attention_kernel(recipe, problem.head_dim, problem.dtype, problem.causal, tile)
     quantizers = {}
     if recipe.quantises:

@@ -8,6 +8,7 @@ quantised tensors and outputs. `run` then writes into DIRECTORY
 
     compare.json   the same problems on the GPU: quantisers bit for bit, outputs within the tolerances of the tests
     bench.json     what `cute-attn bench` measures
+    tiles.json     the same of `TILES`: what else the default tile configs might be
     tests.txt      what `pytest -m gpu` prints
     session.json   how long each took, and how it ended
 
@@ -42,7 +43,7 @@ from cute_attn.bench.provenance import commit
 from cute_attn.commands.check import LSE_TOLERANCE, TOLERANCE, largest_difference, random_inputs, same_bits
 from cute_attn.recipe import recipes
 
-STEPS = ("compare", "bench", "tests")
+STEPS = ("compare", "bench", "tiles", "tests")
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -52,6 +53,11 @@ SHAPES = (
     (1, 2, 2, 70, 330, 64, True),
 )
 """batch, heads, kv_heads, seq_q, seq_k, head_dim, causal: ragged tails, shared heads, more keys than queries."""
+
+TILES = ("", "persistent=false", "fma_eighths=1", "fma_eighths=2", "warpgroups=2", "warpgroups=2,overlap=true")
+"""Changes to Hopper's default tile config that nobody has measured yet."""
+
+TILE_SHAPES = ("b4_h32_s1024_d128_causal", "b4_h32_s8192_d128", "b4_h32_s8192_d128_causal")
 
 Tensors = dict[str, torch.Tensor]
 
@@ -175,10 +181,13 @@ def commands(directory: Path, emulated: Path | None, quick: bool, only: list[str
     found: dict[str, list[str]] = {}
     if "compare" in only and emulated is not None:
         found["compare"] = [sys.executable, __file__, "compare", str(emulated), str(directory)]
+    start = [sys.executable, "-c", "import sys; from cute_attn.cli import main; sys.exit(main(sys.argv[1:]))", "bench"]
     if "bench" in only:
-        start = "import sys; from cute_attn.cli import main; sys.exit(main(sys.argv[1:]))"
-        options = ["--json", str(directory / "bench.json"), *(["--quick"] if quick else [])]
-        found["bench"] = [sys.executable, "-c", start, "bench", *options]
+        found["bench"] = [*start, "--json", str(directory / "bench.json"), *(["--quick"] if quick else [])]
+    if "tiles" in only:
+        chosen = [f"{recipe}@{tile}" for recipe in ("int8_fp8", "fp8") for tile in TILES]
+        options = ["--shapes", *TILE_SHAPES, "--seconds", "1", "--peers", "none", "--recipes", *chosen]
+        found["tiles"] = [*start, "--json", str(directory / "tiles.json"), *options]
     if "tests" in only:
         # Most of their time is compiling.
         processes = ["-n", str(min(os.cpu_count() or 1, 8))] if importlib.util.find_spec("xdist") else []

@@ -17,8 +17,10 @@ import pytest
 import torch
 
 from cute_attn import cli, jit, recipes, reference
+from cute_attn.arch import ARCHS
 from cute_attn.bench import comparison, compilation, cuda_timer, problems, provenance, results, runner, table
 from cute_attn.bench.accuracy import Sample
+from cute_attn.bench.compilation import kernels_needed
 from cute_attn.bench.contender import Formats, Prepared
 from cute_attn.bench.ours import Ours, chosen_recipes, recipe_from_text
 from cute_attn.bench.peers import chosen_peers, peers
@@ -28,7 +30,8 @@ from cute_attn.bench.runner import Machine, Settings
 from cute_attn.bench.timing import Pace, Timing, measure
 from cute_attn.commands import bench
 from cute_attn.commands.check import random_inputs
-from cute_attn.dispatch import Support
+from cute_attn.dispatch import Support, default_config
+from cute_attn.kernels.attention_sm90 import AttentionSm90
 from cute_attn.problem import Problem
 from cute_attn.reference import Errors
 
@@ -167,6 +170,23 @@ def test_recipes_by_name():
     ):
         with pytest.raises(ValueError, match=message):
             recipe_from_text(text)
+
+
+def test_tile_configs_from_the_command_line():
+    problem = Problem(1, 8, 8, 1000, 1000, 128, "bfloat16", False)
+    text = "int8_fp8:smooth_v=true@warpgroups=2,overlap=true"
+    (ours,) = chosen_recipes([text], "sm_90a")
+    assert ours.name == text and ours.recipe.smooth_v and ours.supports(problem)
+    default = default_config(ours.recipe, problem, ARCHS["sm_90a"])
+    assert ours.config(problem) == replace(default, warpgroups=2, overlap=True)
+    assert {k.config.overlap for k in kernels_needed([problem], [ours]) if k.kernel_class is AttentionSm90} == {True}
+    assert chosen_recipes(["int8_fp8"], "sm_90a")[0].config(problem) is None
+    (refused,) = chosen_recipes(["int8_fp8@overlap=true"], "sm_90a")
+    assert "use warpgroups=2" in refused.supports(problem).reason
+    (other,) = chosen_recipes(["int8_fp8@warps=4"], "sm_90a")
+    assert "warps" in other.supports(problem).reason
+    with pytest.raises(ValueError, match="'speed=1' is not FIELD=VALUE; fields are fma_eighths"):
+        chosen_recipes(["int8@speed=1"], "sm_90a")
 
 
 # Accuracy

@@ -9,6 +9,10 @@ import gpu_session
 import pytest
 import torch
 
+from cute_attn.bench.ours import chosen_recipes
+from cute_attn.bench.problems import chosen
+from cute_attn.cli import build_parser
+
 SHAPES = ((1, 2, 1, 40, 70, 32, True),)
 
 
@@ -98,9 +102,14 @@ def test_steps_end_each_for_itself(tmp_path, capsys):
 
 def test_what_the_steps_run(tmp_path):
     steps = gpu_session.commands(tmp_path, tmp_path / "emulated.pt", True, list(gpu_session.STEPS))
-    assert list(steps) == ["compare", "bench", "tests"]
+    assert list(steps) == ["compare", "bench", "tiles", "tests"]
     assert steps["bench"][-3:] == ["--json", str(tmp_path / "bench.json"), "--quick"]
     assert steps["tests"][1:5] == ["-m", "pytest", "-m", "gpu"]
+    asked = build_parser(steps["tiles"][3:]).parse_args(steps["tiles"][3:])
+    contenders = chosen_recipes(asked.recipes, "sm_90a")
+    problems = chosen(asked.shapes, quick=False, dtype="bfloat16")
+    assert len(contenders) == 2 * len(gpu_session.TILES) and len(problems) == len(gpu_session.TILE_SHAPES)
+    assert [ours.supports(problem).reason for ours in contenders for problem in problems] == [None] * 36
     assert list(gpu_session.commands(tmp_path, None, False, ["bench"])) == ["bench"]
 
 

@@ -34,7 +34,9 @@ def kernels_needed(problems: Sequence[Problem], contenders: Sequence[Any]) -> li
         if isinstance(ours, Ours)
         for problem in problems
         if ours.supports(problem)
-        for kernel_class, config in kernel_calls.kernels_of(problem, ours.recipe, ARCHS[ours.arch]).values()
+        for kernel_class, config in kernel_calls.kernels_of(
+            problem, ours.recipe, ARCHS[ours.arch], ours.config(problem)
+        ).values()
     }
     return list(found)
 

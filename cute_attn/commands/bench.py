@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--recipes",
         nargs="+",
         metavar="RECIPE",
-        help="presets, or presets with fields changed: int8_fp16:accumulate=float16; none (default: all presets)",
+        help="presets, perhaps with fields changed, int8_fp16:accumulate=float16, or with fields of their default tile "
+        "config, int8_fp8@warpgroups=2,overlap=true; none (default: all presets)",
     )
     parser.add_argument("--peers", nargs="+", metavar="PEER", help="peers by name, or none (default: all)")
     parser.add_argument("--dtype", choices=DTYPES, default="bfloat16", help="of Q, K and V (default: %(default)s)")
