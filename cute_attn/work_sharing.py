@@ -8,15 +8,18 @@ import torch
 
 __all__ = ["multiprocessors", "tickets"]
 
-_EMULATED = 132
-"""Multiprocessors of the emulated chip: those of an H100 SXM5."""
+
+def multiprocessors(device: torch.device) -> int:
+    """Of a device; for the CPU of the emulated one, `emulator.settings` says how many."""
+    if device.type == "cuda":
+        return _of_gpu(device)
+    from cute_attn.emulator.settings import current_settings
+
+    return current_settings().multiprocessors
 
 
 @functools.lru_cache(maxsize=64)
-def multiprocessors(device: torch.device) -> int:
-    """Of a device; of the emulated one for the CPU."""
-    if device.type != "cuda":
-        return _EMULATED
+def _of_gpu(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 

@@ -51,7 +51,7 @@ pip install 'cute-attn[bench]' flash-attn-4          # the peers that are on PyP
 cute-attn bench --quick                              # a minute or two
 cute-attn bench --json perf/results/h200.json        # everything
 cute-attn bench --shapes video b1_h64_kv8_s8192_d128_causal --recipes int8 int8_fp16:smooth_v=true --peers sdpa_cudnn
-cute-attn bench --shapes peers --recipes int8_fp8 int8_fp8@persistent=false int8_fp8@warpgroups=2,overlap=true --peers none
+cute-attn bench --shapes peers --recipes int8_fp8 int8_fp8@persistent=false int8_fp8@warpgroups=2 --peers none
 ```
 
 * All contenders of a problem get the same random inputs, N(0, 1) unless `--inputs` says otherwise, never zeros, in the

@@ -60,7 +60,11 @@ def test_an_emulated_launch_that_ends_halfway_leaves_the_next_one_alone():
     cpu = torch.device("cpu")
     assert tickets(cpu).fill_(5) is not tickets(cpu)
     assert tickets(cpu).item() == 0
-    assert multiprocessors(cpu) == 132
+
+
+def test_the_emulated_chip_has_as_many_multiprocessors_as_its_settings_say():
+    with emulator.settings(multiprocessors=7):
+        assert multiprocessors(torch.device("cpu")) == 7
 
 
 def test_tile_config_says_so():
