@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import cutlass
 import cutlass.cute as cute
-from cutlass import Int32, Int64, Uint8, const_expr, range_constexpr
+from cutlass import Int16, Int32, Int64, Uint8, const_expr, range_constexpr
 from cutlass.cute.nvgpu import cpasync
 
 from .operand_planes import lane_index
@@ -20,31 +20,40 @@ _CHUNK = 16
 
 @dataclass(frozen=True)
 class TileImages:
-    """Whole tile images, contiguous in global memory, each brought by one bulk copy.
+    """Whole tile images, contiguous in global memory, each brought by one bulk copy; in a `cluster` each CTA brings a
+    part of it to all of them.
 
     images: the first one of the head (global, 16-byte aligned)
     """
 
     images: cute.Pointer
     image: cutlass.Constexpr[TileImage]
+    cluster: cutlass.Constexpr[int]
 
     @staticmethod
     def create(
         keys: cute.Tensor, maps: None, head: Int32, seq_k: Int32, image: TileImage, own: tuple, varlen: bool,
+        cluster: int,
     ) -> TileImages:  # fmt: skip
         """keys: uint8 [B, Hkv, T, bytes], compact; head: batch·Hkv + KV head."""
-        return TileImages(keys.iterator + Int64(head) * keys.shape[2] * image.nbytes, image)
+        return TileImages(keys.iterator + Int64(head) * keys.shape[2] * image.nbytes, image, cluster)
 
     @cute.jit
     def bring(self, tile: Int32, turn: cutlass.Constexpr[int], target: cute.Pointer, full: cute.Pointer) -> None:
         """Request image ``tile`` for the stage ``target`` (shared), whose barrier ``full`` is told when it is there."""
         if lane_index() == 0:
             nbytes = self.image.nbytes
-            atom = cute.make_copy_atom(cpasync.CopyBulkG2SOp(), Uint8, num_bits_per_copy=8 * nbytes)
-            whole = cute.make_layout(nbytes)
-            source = cute.make_tensor(self.images + cute.assume(Int64(tile) * nbytes, divby=_CHUNK), whole)
+            part = nbytes // self.cluster
+            copy, others = cpasync.CopyBulkG2SOp(), {}
+            source, place = self.images + cute.assume(Int64(tile) * nbytes, divby=_CHUNK), target
+            if const_expr(self.cluster > 1):
+                copy, others = cpasync.CopyBulkG2SMulticastOp(), {"mcast_mask": Int16((1 << self.cluster) - 1)}
+                mine = cute.assume(cute.arch.block_idx_in_cluster() * part, divby=_CHUNK)
+                source, place = source + mine, target + mine
+            atom = cute.make_copy_atom(copy, Uint8, num_bits_per_copy=8 * part)
+            layout = cute.make_layout(part)
             cute.arch.mbarrier_arrive_and_expect_tx(full, nbytes)
-            cute.copy(atom, source, cute.make_tensor(target, whole), mbar_ptr=full)
+            cute.copy(atom, cute.make_tensor(source, layout), cute.make_tensor(place, layout), mbar_ptr=full, **others)
 
 
 def tensor_maps(keys: cute.Tensor, values: cute.Tensor, seq_k: Int32, tile: SwizzledTile) -> tuple:
@@ -87,6 +96,7 @@ class TensorTiles:
     @staticmethod
     def create(
         keys: cute.Tensor, maps: tuple, head: Int32, seq_k: Int32, tile: SwizzledTile, own: tuple, varlen: bool,
+        cluster: int,
     ) -> TensorTiles:  # fmt: skip
         """maps: `tensor_maps`; head: batch·Hkv + KV head; own: the warp's barrier and the parity of its phase; varlen:
         whether ``seq_k`` may be less than the tensors'.
