@@ -58,7 +58,7 @@ class WarpgroupTileConfig:
     overlap:    whether Q·Kᵀ of the next tile is on its way while a warpgroup computes 2^x of this one, and P·V while it
                 seeks the next one's maximum. Needs the registers that one or two warpgroups have, and two stages
     cluster:    CTAs that bring K and V together, 1 or 2: two have neighbouring rows of a head, and each brings half of
-                every tile to both, so that L2 is read half as often
+                every tile to both, so that L2 is read half as often; neither gets ahead by more than `stages`
 
     Raises ValueError for sizes that no kernel could have.
     """

@@ -58,6 +58,11 @@ class AttentionSm90:
         empty[slot]   mbarrier of the queue; 4·`warpgroups` arrivals, of consumer warps that need the number no more
         0             all threads: the mbarriers are initialised
         1 + w         the 128 threads of consumer warpgroup w: its rows of Q are in shared memory, or read for good
+        cluster       in place of 0: all threads of both CTAs; and once more before they exit
+
+    With `cluster` two CTAs share a block of 2·64·`warpgroups` rows and its KV tiles. Each brings half of every tile to
+    both; full[stage] still counts one arrival, its own producer's, and all bytes. empty[stage] of both CTAs counts the
+    consumer warps of both. A CTA or warpgroup whose rows do not see a tile gives it back unread.
 
     Tiles of recipe int8_fp8, three warpgroups, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte
     address)
@@ -179,7 +184,7 @@ class AttentionSm90:
         head_bytes = Int64(cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1)) * self.image.nbytes
         blocks = cute.ceil_div(cute.size(rows), self.config.cluster * self.rows)
         order = WorkOrder.create(batch * heads, blocks, head_bytes, self.config.l2_bytes)
-        maps = self.recipe.maps(keys, values, seq_k, self.image)
+        maps = self.recipe.maps(keys, values, seq_k, self.image, self.config.cluster)
         grid = self.grid(order.count, ctas)
         call = Call(q, q_scale, q_bias, keys, values, maps, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2)
         self.kernel(call, order, tickets).launch(
@@ -192,11 +197,11 @@ class AttentionSm90:
         )
 
     def grid(self, blocks: Int32, ctas: Int32) -> Int32:
-        """How many CTAs work on ``blocks`` that as many clusters as there are CTAs could take one of."""
-        c = self.config
-        if c.cluster == 1:
-            return cutlass.min(blocks, ctas) if c.persistent else blocks
-        return c.cluster * (cutlass.min(blocks, cutlass.max(ctas // c.cluster, 1)) if c.persistent else blocks)
+        """How many CTAs are launched for ``blocks`` of work, a cluster's each; ``ctas`` run at the same time."""
+        cluster = self.config.cluster
+        workers = ctas if cluster == 1 else cutlass.max(ctas // cluster, 1)
+        workers = cutlass.min(blocks, workers) if self.config.persistent else blocks
+        return workers if cluster == 1 else cluster * workers
 
     @cute.kernel
     def kernel(self, call: Call, order: WorkOrder, tickets: cute.Tensor | None):

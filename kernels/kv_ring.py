@@ -71,8 +71,8 @@ class KvRing:
         return (2 * stages + 1) * BARRIER_BYTES
 
     def initialise(self, consumer_warps: int) -> None:
-        """Set up the barriers: one thread does; a fence and a barrier of the whole cluster follow. Consumer warps: of a
-        CTA.
+        """Set up the barriers, for so many consumer warps of a CTA: one thread does; a fence and a barrier of the whole
+        cluster follow.
         """
         for stage in range(self.stages):
             cute.arch.mbarrier_init(self.barriers + stage, 1)
@@ -144,6 +144,8 @@ class KvRing:
     @cute.jit
     def give_back(self, stage: Int32) -> None:
         """The warp has read the tile in ``stage``."""
+        # In a cluster a lane for each CTA. What is released is reads of the warp's own CTA, so that scope cta will do;
+        # scope cluster would be a MEMBAR of the whole GPU.
         if const_expr(self.cluster == 1):
             with cute.arch.elect_one():
                 cute.arch.mbarrier_arrive(self.barriers + (stage + self.stages))
