@@ -135,7 +135,7 @@ def test_two_warpgroups_of_large_heads(name, head_dim, parts):
 
 
 @pytest.mark.parametrize("name", SLOTS)
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_clusters(name, causal):
     """A consumer's arrival at two CTAs' barriers is an eighth of a slot at most, and no fence of the GPU's memory."""
     changes = {"causal": causal, "has_lse": causal}
