@@ -59,6 +59,7 @@ def attention_kernel(
         "exponent": recipe.exponent,
         "fma_eighths": tile.fma_eighths,
         "overlap": tile.overlap,
+        "cluster": tile.cluster,
         "warpgroups": tile.warpgroups,
         "pack_gqa": tile.pack_gqa,
         "persistent": tile.persistent,

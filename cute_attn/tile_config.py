@@ -57,6 +57,8 @@ class WarpgroupTileConfig:
                 left empty where tokens are few, and K and V are read once for all of those heads
     overlap:    whether Q·Kᵀ of the next tile is on its way while a warpgroup computes 2^x of this one, and P·V while it
                 seeks the next one's maximum. Needs the registers that one or two warpgroups have, and two stages
+    cluster:    CTAs that bring K and V together, 1 or 2: two have neighbouring rows of a head, and each brings half of
+                every tile to both, so that L2 is read half as often; neither gets ahead by more than `stages`
 
     Raises ValueError for sizes that no kernel could have.
     """
@@ -71,9 +73,10 @@ class WarpgroupTileConfig:
     fma_eighths: int = 0
     pack_gqa: bool = False
     overlap: bool = False
+    cluster: int = 1
 
     def __post_init__(self) -> None:
-        _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)))
+        _check(self, warpgroups=(1, 2, 3), stages=tuple(range(1, 9)), fma_eighths=tuple(range(9)), cluster=(1, 2))
         for field in ("persistent", "pack_gqa", "overlap"):
             if type(value := getattr(self, field)) is not bool:
                 raise ValueError(f"config.{field}={value!r}; use True or False")

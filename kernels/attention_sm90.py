@@ -58,6 +58,11 @@ class AttentionSm90:
         empty[slot]   mbarrier of the queue; 4·`warpgroups` arrivals, of consumer warps that need the number no more
         0             all threads: the mbarriers are initialised
         1 + w         the 128 threads of consumer warpgroup w: its rows of Q are in shared memory, or read for good
+        cluster       in place of 0: all threads of both CTAs; and once more before they exit
+
+    With `cluster` two CTAs share a block of 2·64·`warpgroups` rows and its KV tiles. Each brings half of every tile to
+    both; full[stage] still counts one arrival, its own producer's, and all bytes. empty[stage] of both CTAs counts the
+    consumer warps of both. A CTA or warpgroup whose rows do not see a tile gives it back unread.
 
     Tiles of recipe int8_fp8, three warpgroups, D = 128 (lane = 4·g + t; layouts are shape:stride, swizzles on the byte
     address)
@@ -177,10 +182,10 @@ class AttentionSm90:
             q, q_scale, q_bias, out, lse = (packed_heads(x, keys.shape[1]) for x in (q, q_scale, q_bias, out, lse))
         batch, heads, rows, _ = q.shape
         head_bytes = Int64(cutlass.max(cute.ceil_div(seq_k, TILE_TOKENS), 1)) * self.image.nbytes
-        blocks = cute.ceil_div(cute.size(rows), self.rows)
+        blocks = cute.ceil_div(cute.size(rows), self.config.cluster * self.rows)
         order = WorkOrder.create(batch * heads, blocks, head_bytes, self.config.l2_bytes)
-        maps = self.recipe.maps(keys, values, seq_k, self.image)
-        grid = cutlass.min(order.count, ctas) if const_expr(self.config.persistent) else order.count
+        maps = self.recipe.maps(keys, values, seq_k, self.image, self.config.cluster)
+        grid = self.grid(order.count, ctas)
         call = Call(q, q_scale, q_bias, keys, values, maps, v_mean, key_lengths, out, lse, seq_k, softmax_scale_log2)
         self.kernel(call, order, tickets).launch(
             grid=(grid, 1, 1),
@@ -188,7 +193,15 @@ class AttentionSm90:
             smem=self.shared_bytes,
             stream=stream,
             min_blocks_per_mp=1,
+            **({"cluster": (self.config.cluster, 1, 1)} if self.config.cluster > 1 else {}),
         )
+
+    def grid(self, blocks: Int32, ctas: Int32) -> Int32:
+        """How many CTAs are launched for ``blocks`` of work, a cluster's each; ``ctas`` run at the same time."""
+        cluster = self.config.cluster
+        workers = ctas if cluster == 1 else cutlass.max(ctas // cluster, 1)
+        workers = cutlass.min(blocks, workers) if self.config.persistent else blocks
+        return workers if cluster == 1 else cluster * workers
 
     @cute.kernel
     def kernel(self, call: Call, order: WorkOrder, tickets: cute.Tensor | None):
@@ -201,7 +214,7 @@ class AttentionSm90:
             ring.initialise(self.consumers // 32)
             queue.initialise(self.consumers // 32)
             cute.arch.mbarrier_init_fence()
-        cute.arch.barrier()
+        self.meet()
         warpgroup = cute.arch.make_warp_uniform(cute.arch.thread_idx()[0] // THREADS)
         if warpgroup == self.config.warpgroups:
             cute.arch.setmaxregister_decrease(PRODUCER_REGISTERS)
@@ -210,21 +223,36 @@ class AttentionSm90:
         else:
             cute.arch.setmaxregister_increase(CONSUMER_REGISTERS[self.config.warpgroups])
             self.consume(call, order, queue, ring, shared, warpgroup)
+        if const_expr(self.config.cluster > 1):
+            self.meet()  # nobody arrives at the barriers of a CTA that has left
+
+    def meet(self) -> None:
+        """Until all threads of the CTA, or cluster, are here."""
+        if self.config.cluster == 1:
+            cute.arch.barrier()
+        else:
+            cute.arch.cluster_arrive()
+            cute.arch.cluster_wait()
 
     @cute.jit
     def produce(self, call: Call, order: WorkOrder, queue: WorkQueue, ring: KvRing):
         """The producer warp: every block's KV tiles, and which block is next."""
-        number = queue.first()
-        queue.put(number)
+        number = queue.put(queue.first())
         while number < order.count:
             head, bounds = self.block(number, order, call)
             kv_head = head // call.group
             source = self.recipe.source(
-                call.keys, call.maps, kv_head, bounds.seq_k, self.image, ring.own, self.config.varlen_k
+                call.keys,
+                call.maps,
+                kv_head,
+                bounds.seq_k,
+                self.image,
+                ring.own,
+                self.config.varlen_k,
+                self.config.cluster,
             )
             ring.produce(source, bounds.tiles())
-            number = queue.after(number)
-            queue.put(number)
+            number = queue.put(queue.after(number))
 
     @cute.jit
     def consume(
@@ -263,31 +291,36 @@ class AttentionSm90:
             number = following
 
     def block(self, number: Int32, order: WorkOrder, call: Call) -> tuple[Int32, SequenceBounds]:
-        """Head (batch·Hq + query head; of packed ones batch·Hkv + KV head) and rows of a block."""
+        """Head (batch·Hq + query head; of packed ones batch·Hkv + KV head) and rows of a block, the cluster's."""
         head, block = order.at(number, last_first=self.config.causal)
         seq_k = opaque(call.keys_of(head // call.heads))  # what follows from it is not kept from block to block
         packed, seq_q = None, call.rows
         if const_expr(self.config.pack_gqa):
             packed, seq_q = call.rows[0], opaque(call.rows[1])  # nor the product of both
-        bounds = SequenceBounds(seq_q, seq_k, block * self.rows, self.rows, TILE_TOKENS, self.config.causal, packed)
+        rows = self.config.cluster * self.rows
+        bounds = SequenceBounds(seq_q, seq_k, block * rows, rows, TILE_TOKENS, self.config.causal, packed)
         return head, bounds
 
     def consumer(self, shared: cute.Pointer, warpgroup: Int32, bounds: SequenceBounds) -> Consumer:
         """A warpgroup's share of a block."""
-        mine = replace(bounds, row_begin=bounds.row_begin + warpgroup * ROWS, rows=ROWS)
+        mine = replace(bounds, row_begin=self.first_row(bounds.row_begin) + warpgroup * ROWS, rows=ROWS)
         queries = shared + cute.assume(warpgroup * self.q_bytes, divby=256)
         return Consumer(warpgroup, mine, queries, self.config, self.recipe, self.image, self.stage_bytes)
+
+    def first_row(self, row_begin: Int32) -> Int32:
+        """The CTA's first row of those that its cluster has from ``row_begin`` on."""
+        return row_begin if self.config.cluster == 1 else row_begin + cute.arch.block_idx_in_cluster() * self.rows
 
     def ring(self, shared: cute.Pointer) -> KvRing:
         """The stages behind Q, and the barriers behind them."""
         tiles = shared + self.config.warpgroups * self.q_bytes
         shape = (self.stage_bytes, self.config.stages, self.recipe.turns)
-        return KvRing.create(tiles, self._barriers(shared), *shape, keys_ahead=self.config.overlap)
+        return KvRing.create(tiles, self._barriers(shared), *shape, self.config.overlap, self.config.cluster)
 
     def queue(self, shared: cute.Pointer, tickets: cute.Tensor | None, order: WorkOrder, ring: KvRing) -> WorkQueue:
         """The queue, whose mailbox lies behind the ring's barriers."""
         mailbox = self._barriers(shared) + KvRing.barrier_bytes(self.config.stages) // BARRIER_BYTES
-        return WorkQueue(mailbox, tickets, ring.phases, order.count, self.config.persistent)
+        return WorkQueue(mailbox, tickets, ring.phases, order.count, self.config.persistent, self.config.cluster)
 
     def _barriers(self, shared: cute.Pointer) -> cute.Pointer:
         tiles = shared + self.config.warpgroups * self.q_bytes

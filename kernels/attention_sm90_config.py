@@ -55,6 +55,9 @@ class AttentionSm90Config:
                values, which round P by up to 6 %. With exponent "fast" there are none
     overlap:   whether a warpgroup multiplies while it computes 2^x: Q·Kᵀ of the next tile is on its way then. Takes
                the registers of one or two warpgroups, and two stages or more
+    cluster:   CTAs that bring K and V together, 1 or 2: they have neighbouring blocks of rows of a head, and each
+               brings half of every tile to both, so that L2 is read half as often. Neither gets ahead by more than
+               `stages`, and a block of rows without neighbour leaves its CTA with nothing to do
     smooth_v:  whether a tensor brings back V's mean
     varlen_k:  whether every batch element has its own number of keys, given by a tensor
     pack_gqa:  whether a CTA's rows are those of all query heads that share a KV head, token by token. A CTA of few
@@ -76,6 +79,7 @@ class AttentionSm90Config:
     k_scale_per_token: bool = False
     fma_eighths: int = 0
     overlap: bool = False
+    cluster: int = 1
     smooth_v: bool = False
     varlen_k: bool = False
     pack_gqa: bool = False
@@ -91,6 +95,7 @@ def refusal(config: AttentionSm90Config) -> str | None:
         "stages": (1, 2, 3, 4, 5, 6, 7, 8),
         "exponent": ("exact", "fast") if config.recipe in LOG_LINEAR_RECIPES else ("exact",),
         "overlap": (False, True),
+        "cluster": (1, 2),
         "fma_eighths": range(9) if config.recipe in ("int8_fp8", "fp8") and config.exponent == "exact" else (0,),
     }
     if config.head_dim not in HEAD_DIMS:

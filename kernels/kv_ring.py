@@ -9,6 +9,8 @@ import cutlass
 import cutlass.cute as cute
 from cutlass import Int32, const_expr, range_constexpr
 
+from .operand_planes import lane_index
+
 __all__ = ["KvRing"]
 
 BARRIER_BYTES = 8
@@ -28,6 +30,10 @@ class KvRing:
     A stage is used every `stages` tiles, each use ends a phase of both barriers. Every role steps through the stages by
     itself, and is whole warps: one calls ``produce``, all others ``wait`` and ``release``.
 
+    The CTAs of a `cluster` bring the same tiles to the same stages, each a part of every tile to all of them: consumers
+    arrive at the empty barriers of all of them. No part of the next tile is early for a full barrier that still waits
+    for this one, for that CTA's consumers have seen this one when they arrive at the empty ones.
+
     tiles:    shared memory, `stages`·`nbytes` bytes, 256-byte aligned; 1024-byte with the 128-byte swizzle
     barriers: shared memory, 16·`stages` + 8 bytes: the full ones, the empty ones, and one for the producer's own use
     state:    three int32 registers: the stage to be used next; the parity of its phase in bit 0, the other bits are not
@@ -42,15 +48,22 @@ class KvRing:
     stages: cutlass.Constexpr[int]
     turns: cutlass.Constexpr[int]
     keys_ahead: cutlass.Constexpr[bool]
+    cluster: cutlass.Constexpr[int]
 
     @staticmethod
     def create(
-        tiles: cute.Pointer, barriers: cute.Pointer, nbytes: int, stages: int, turns: int, keys_ahead: bool = False
+        tiles: cute.Pointer,
+        barriers: cute.Pointer,
+        nbytes: int,
+        stages: int,
+        turns: int,
+        keys_ahead: bool,
+        cluster: int,
     ) -> KvRing:
         """A role's view of the ring, at the first stage."""
         state = cute.make_rmem_tensor((3,), Int32)
         state.fill(0)
-        return KvRing(tiles, barriers, state, nbytes, stages, turns, keys_ahead and turns == 2)
+        return KvRing(tiles, barriers, state, nbytes, stages, turns, keys_ahead and turns == 2, cluster)
 
     @staticmethod
     def barrier_bytes(stages: int) -> int:
@@ -58,10 +71,12 @@ class KvRing:
         return (2 * stages + 1) * BARRIER_BYTES
 
     def initialise(self, consumer_warps: int) -> None:
-        """Set up the barriers: one thread does; a fence and a barrier of the whole CTA follow."""
+        """Set up the barriers, for so many consumer warps of a CTA: one thread does; a fence and a barrier of the whole
+        cluster follow.
+        """
         for stage in range(self.stages):
             cute.arch.mbarrier_init(self.barriers + stage, 1)
-            cute.arch.mbarrier_init(self.barriers + (self.stages + stage), consumer_warps)
+            cute.arch.mbarrier_init(self.barriers + (self.stages + stage), self.cluster * consumer_warps)
         cute.arch.mbarrier_init(self._own_barrier, 1)
 
     @property
@@ -129,8 +144,14 @@ class KvRing:
     @cute.jit
     def give_back(self, stage: Int32) -> None:
         """The warp has read the tile in ``stage``."""
-        with cute.arch.elect_one():
-            cute.arch.mbarrier_arrive(self.barriers + (stage + self.stages))
+        # In a cluster a lane for each CTA. What is released is reads of the warp's own CTA, so that scope cta will do;
+        # scope cluster would be a MEMBAR of the whole GPU.
+        if const_expr(self.cluster == 1):
+            with cute.arch.elect_one():
+                cute.arch.mbarrier_arrive(self.barriers + (stage + self.stages))
+        else:
+            if lane_index() < self.cluster:
+                cute.arch.mbarrier_arrive(self.barriers + (stage + self.stages), lane_index())
 
     @cute.jit
     def _step(self) -> None:

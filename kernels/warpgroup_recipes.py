@@ -31,7 +31,7 @@ class WarpgroupRecipe:
     element: type of Q in memory
     turns:   1: K and V of a tile lie in one stage. 2: first K and then V, each in a stage of its own
     image:   head dim -> layout of one KV tile in shared memory: ``nbytes``; the others know what lies where in it
-    maps:    host side, (K, V, tokens, image) -> what ``source`` needs besides the tensors, or None
+    maps:    host side, (K, V, tokens, image, cluster) -> what ``source`` needs besides the tensors, or None
     source:  how tiles get to shared memory: ``bring`` (tile, turn, stage, barrier), of a whole warp
     scores:  Q and K. ``multiply`` (stage -> sums of Q·Kᵀ), ``dequantise`` (sums -> scores, row maxima and factors,
              through a mask or not)

@@ -132,3 +132,16 @@ def test_two_warpgroups_of_large_heads(name, head_dim, parts):
     assert [waits(loop) for loop in kernel.loops] == [1 + parts, 1 + parts]
     assert kernel.highest_register < 240
     assert kernel.steady.spills == 0
+
+
+@pytest.mark.parametrize("name", SLOTS)
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_clusters(name, causal):
+    """A consumer's arrival at two CTAs' barriers is an eighth of a slot at most, and no fence of the GPU's memory."""
+    changes = {"causal": causal, "has_lse": causal}
+    alone, kernel = (attention_report(name, cluster=cluster, **changes) for cluster in (1, 2))
+    assert kernel.steady.slots["fast"] <= alone.steady.slots["fast"] + 0.125
+    assert [waits(loop) for loop in kernel.loops] == [2, 2]
+    assert kernel.highest_register < 160
+    assert kernel.local_instructions == 0
+    assert not any(i.opcode.startswith("MEMBAR") for i in kernel.steady.instructions)
