@@ -54,7 +54,16 @@ SHAPES = (
 )
 """batch, heads, kv_heads, seq_q, seq_k, head_dim, causal: ragged tails, shared heads, more keys than queries."""
 
-TILES = ("", "persistent=false", "fma_eighths=1", "fma_eighths=2", "warpgroups=2", "warpgroups=2,overlap=true")
+TILES = (
+    "",
+    "persistent=false",
+    "fma_eighths=1",
+    "fma_eighths=2",
+    "warpgroups=2",
+    "warpgroups=2,overlap=true",
+    "cluster=2",
+    "warpgroups=2,overlap=true,cluster=2",
+)
 """Changes to Hopper's default tile config that nobody has measured yet."""
 
 TILE_SHAPES = ("b4_h32_s1024_d128_causal", "b4_h32_s8192_d128", "b4_h32_s8192_d128_causal")

@@ -109,7 +109,7 @@ def test_what_the_steps_run(tmp_path):
     contenders = chosen_recipes(asked.recipes, "sm_90a")
     problems = chosen(asked.shapes, quick=False, dtype="bfloat16")
     assert len(contenders) == 2 * len(gpu_session.TILES) and len(problems) == len(gpu_session.TILE_SHAPES)
-    assert [ours.supports(problem).reason for ours in contenders for problem in problems] == [None] * 36
+    assert {ours.supports(problem).reason for ours in contenders for problem in problems} == {None}
     assert list(gpu_session.commands(tmp_path, None, False, ["bench"])) == ["bench"]
 
 
