@@ -23,7 +23,10 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
     ("seq_q", "seq_k", "causal"),
-    [(1, 1, False), (150, 300, True), *(pytest.param(*p, marks=SLOW) for p in ((128, 256, False), (500, 333, True)))],
+    [
+        (150, 300, True),
+        *(pytest.param(*p, marks=SLOW) for p in ((1, 1, False), (128, 256, False), (500, 333, True))),
+    ],
 )
 def test_recipes(device, name, seq_q, seq_k, causal):
     """A second CTA without rows, one with some, and tiles that only the second CTA's rows see."""
@@ -31,39 +34,43 @@ def test_recipes(device, name, seq_q, seq_k, causal):
     check(operands(config, heads=3, kv_heads=1, seq_q=seq_q, seq_k=seq_k, seed=seq_k), config, device)
 
 
-@pytest.mark.parametrize(("head_dim", "warpgroups", "stages"), [(40, 2, 3), (72, 1, 1), (128, 3, 4)])
+@pytest.mark.parametrize(
+    ("head_dim", "warpgroups", "stages"),
+    [(40, 2, 3), *(pytest.param(*p, marks=SLOW) for p in ((72, 1, 1), (128, 3, 4)))],
+)
 def test_tile_configs(device, head_dim, warpgroups, stages):
     """Halves of images of any size; more tiles than stages."""
     config = configured(cluster=2, head_dim=head_dim, warpgroups=warpgroups, stages=stages, causal=True)
     check(operands(config, seq_q=warpgroups * 100, seq_k=600), config, device)
 
 
-@pytest.mark.parametrize(("recipe", "head_dim"), [("fp16", 64), ("bf16", 72)])
+@pytest.mark.parametrize(("recipe", "head_dim"), [("fp16", 64), pytest.param("bf16", 72, marks=SLOW)])
 def test_16_bit_recipes(device, recipe, head_dim):
     """Half the tokens of each block of channels, and a last tile of which a half has no tokens."""
     q, k, v = random_qkv(recipe, (1, 2, 100, head_dim), (1, 1, 310, head_dim))
     floats.check(floats.configured(recipe, cluster=2, head_dim=head_dim, causal=True, **ONE), q, k, v, device)
 
 
-@pytest.mark.parametrize("name", ["int8_fp8", "int8"])
+@pytest.mark.parametrize("name", ["int8_fp8", pytest.param("int8", marks=SLOW)])
 def test_overlap(device, name):
     config = configured(name, cluster=2, overlap=True, causal=True, **ONE)
     check(operands(config, seq_q=120, seq_k=500), config, device)
 
 
+@SLOW
 def test_overlap_of_16_bit_recipes(device):
     q, k, v = random_qkv("fp16", (1, 1, 100, 64), (1, 1, 400, 64))
     floats.check(floats.configured(cluster=2, overlap=True, causal=True, **ONE), q, k, v, device)
 
 
-@pytest.mark.parametrize(("name", "causal"), [("int8_fp8", True), ("int8", False)])
+@pytest.mark.parametrize(("name", "causal"), [("int8_fp8", True), pytest.param("int8", False, marks=SLOW)])
 def test_key_lengths(device, name, causal):
     config = configured(name, cluster=2, causal=causal, varlen_k=True, **ONE)
     o = operands(config, batch=7, seq_q=100, seq_k=300, key_lengths=[0, 1, 128, 129, 300, 10_000, -5])
     check(o, config, device)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=SLOW) for seed in (1, 2))])
 def test_key_lengths_of_tensors(device, seed):
     """Each CTA clears the end of V for itself, while the other one may be at the next head."""
     lengths = [1, 130, 0, 100, 33, 256, 60]
@@ -90,7 +97,7 @@ def results(device, ctas: int = 5, **changes):
     return launch(operands(config, heads=3, kv_heads=3, seq_q=200, seq_k=200), config, device, ctas=ctas)
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=SLOW)])
 def test_any_number_of_ctas(device, causal):
     """Too few for a cluster, of which there is one then; an odd number; more than there are blocks of rows."""
     alone = results(device, persistent=False, causal=causal)
@@ -99,7 +106,7 @@ def test_any_number_of_ctas(device, causal):
         assert torch.equal(alone[0], together[0]) and torch.equal(alone[1], together[1])
 
 
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=SLOW)])
 def test_any_order_of_warps(device, causal):
     """The CTAs of a cluster run ahead of one another by whatever the barriers let them."""
     plain = results(device, cluster=2, causal=causal)

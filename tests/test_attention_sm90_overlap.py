@@ -20,7 +20,9 @@ SLOW = pytest.mark.slow
 
 
 @pytest.mark.parametrize("name", images.NAMES)
-@pytest.mark.parametrize(("seq_q", "seq_k"), [(1, 1), (65, 256), (100, 333), (150, 129)])
+@pytest.mark.parametrize(
+    ("seq_q", "seq_k"), [(1, 1), (100, 333), *(pytest.param(*p, marks=SLOW) for p in ((65, 256), (150, 129)))]
+)
 @pytest.mark.parametrize(
     ("head_dim", "causal"),
     [(64, True), *(pytest.param(*which, marks=SLOW) for which in ((64, False), (128, False), (128, True)))],

@@ -19,7 +19,7 @@ from .test_unquantised import random_qkv as random_floats
 PACKED = WarpgroupTileConfig(pack_gqa=True)
 
 
-@pytest.mark.parametrize("group", [1, 2, 3, 7, 8])
+@pytest.mark.parametrize("group", [3, 8, *(pytest.param(group, marks=pytest.mark.slow) for group in (1, 2, 7))])
 @pytest.mark.parametrize(("seq_q", "seq_k", "causal"), [(1, 1, False), (5, 130, True), (70, 333, True)])
 def test_groups(device, group, seq_q, seq_k, causal):
     """Those that divide the 8 rows between a lane's two and those that do not; warpgroups that begin within a token,
@@ -38,7 +38,10 @@ def test_recipes(device, name, head_dim, causal):
 
 
 @pytest.mark.parametrize("recipe", ["fp16", "bf16"])
-@pytest.mark.parametrize(("group", "seq_q", "seq_k"), [(8, 1, 200), (3, 50, 170), (2, 100, 60)])
+@pytest.mark.parametrize(
+    ("group", "seq_q", "seq_k"),
+    [(3, 50, 170), *(pytest.param(*p, marks=pytest.mark.slow) for p in ((8, 1, 200), (2, 100, 60)))],
+)
 def test_16_bit_recipes(device, recipe, group, seq_q, seq_k):
     q, k, v = random_floats(recipe, (2, 2 * group, seq_q, 64), (2, 2, seq_k, 64), seed=group)
     floats.check(floats.configured(recipe, causal=True, pack_gqa=True), q, k, v, device)

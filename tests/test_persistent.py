@@ -23,7 +23,7 @@ def results(device, *, ctas: int = 3, persistent: bool = True, seed: int | None 
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("ctas", [1, 2, 5, 16, 132])
+@pytest.mark.parametrize("ctas", [1, 5, 132, *(pytest.param(ctas, marks=pytest.mark.slow) for ctas in (2, 16))])
 def test_any_number_of_ctas(device, causal, ctas):
     """One that does everything, numbers that do not divide the blocks, one for each, more than there are."""
     alone = results(device, persistent=False, causal=causal)
@@ -33,7 +33,7 @@ def test_any_number_of_ctas(device, causal, ctas):
 
 
 @pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 def test_any_order_of_warps(device, causal, seed):
     """Producers run ahead of their consumers, and warpgroups of one another, by whatever the barriers let them."""
     for a, b in zip(results(device, causal=causal), results(device, causal=causal, seed=seed), strict=True):

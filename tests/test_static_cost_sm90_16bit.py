@@ -28,7 +28,9 @@ def attention_report(name: str, head_dim: int, **changes) -> KernelReport:
 
 
 @pytest.mark.parametrize(("name", "slots"), [("fp16", 7.45), ("bf16", 7.11)])
-@pytest.mark.parametrize(("causal", "pack_gqa"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ("causal", "pack_gqa"), [(False, False), (True, False), pytest.param(True, True, marks=pytest.mark.slow)]
+)
 def test_head_dim_128(name, slots, causal, pack_gqa):
     which = {"causal": causal, "has_lse": causal, "varlen_k": causal, "pack_gqa": pack_gqa}
     kernel = attention_report(name, 128, stages=5, **which)
@@ -51,7 +53,7 @@ def test_two_warpgroups(name, head_dim, stages):
 
 
 @pytest.mark.parametrize(("name", "slots"), [("fp16", 7.3), ("bf16", 7.3)])
-@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_overlap(name, slots, causal):
     kernel = attention_report(name, 128, warpgroups=2, overlap=True, stages=4, causal=causal, has_lse=causal)
     assert kernel.steady.slots["fast"] <= slots
