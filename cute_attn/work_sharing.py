@@ -8,14 +8,20 @@ import torch
 
 __all__ = ["multiprocessors", "tickets"]
 
+_EMULATED = 132
+"""Multiprocessors of an H100 SXM5. The emulator steps CTAs together, so that many with a block each take half the time
+of the few, with many blocks each, that it pretends for kernels of others."""
+
 
 def multiprocessors(device: torch.device) -> int:
-    """Of a device; for the CPU of the emulated one, `emulator.settings` says how many."""
+    """Of a device; for the CPU those of an H100, unless `emulator.settings` asks for another number than usual."""
     if device.type == "cuda":
         return _of_gpu(device)
+    from cute_attn.emulator.device import MULTIPROCESSORS
     from cute_attn.emulator.settings import current_settings
 
-    return current_settings().multiprocessors
+    asked = current_settings().multiprocessors
+    return _EMULATED if asked == MULTIPROCESSORS else asked
 
 
 @functools.lru_cache(maxsize=64)
