@@ -21,7 +21,19 @@ from cute_attn.recipe import recipes
 from .attention_operands import Operands, run, simulate
 from .conftest import assert_lse_close, assert_out_close
 from .test_attention import assert_close, random_qkv
-from .test_attention_e4m3 import RECIPES, config_of, operands_of
+
+RECIPES = [(name, how) for name in ("int8_fp8", "fp8") for how in ("float32+float32", "float16+float32")]
+
+
+def operands_of(recipe: tuple[str, str], *, smooth_v: bool = False, **shape) -> Operands:
+    name, accumulate = recipe
+    return Operands(recipe=recipes()[name].replace(accumulate=accumulate, smooth_v=smooth_v), **shape)
+
+
+def config_of(recipe: tuple[str, str], **fields) -> AttentionConfig:
+    name, accumulate = recipe
+    return AttentionConfig(**{"head_dim": 64, "has_lse": True} | fields, recipe=name, accumulate=accumulate)
+
 
 CPU = torch.device("cpu")
 HEAD_DIMS = (64, 96, 128, 192)
