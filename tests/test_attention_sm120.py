@@ -16,6 +16,7 @@ from cute_attn import emulator
 from cute_attn.arch import ARCHS
 from cute_attn.default_tiles import warp_tile
 from cute_attn.kernels.attention_sm80 import AttentionConfig
+from cute_attn.problem import Problem
 from cute_attn.recipe import recipes
 
 from .attention_operands import Operands, run, simulate
@@ -49,7 +50,8 @@ def emulated(monkeypatch: pytest.MonkeyPatch) -> None:
 def usual_config(recipe: tuple[str, str], head_dim: int, **fields) -> AttentionConfig:
     """With the tile config of long sequences."""
     name, accumulate = recipe
-    tile = warp_tile(recipes()[name].replace(accumulate=accumulate), head_dim, 4096, ARCHS["sm_120a"])
+    long = Problem(1, 1, 1, 4096, 4096, head_dim, "float16", False)
+    tile = warp_tile(recipes()[name].replace(accumulate=accumulate), long, ARCHS["sm_120a"])
     sizes = {"warps": tile.warps, "m_tiles": tile.m_tiles, "stages": tile.stages}
     return config_of(recipe, head_dim=head_dim, **sizes, **fields)
 
