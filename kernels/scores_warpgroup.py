@@ -14,7 +14,7 @@ from .operand_planes import PLANE_BYTES_PER_ROW, lane_index
 from .ptx import opaque
 from .row_scales import SMALLEST_FACTOR
 from .tile_image import TileImage
-from .warpgroup_mma import ROWS, multiply, plane_operand, warpgroup_mma
+from .warpgroup_mma import ROWS, issue_scores, plane_operand, warpgroup_mma
 
 __all__ = ["WarpgroupScores"]
 
@@ -86,20 +86,9 @@ class WarpgroupScores:
         return sums
 
     def issue(self, stage: Int32, registers: cute.Tensor | None = None) -> cute.Tensor:
-        """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`.
-
-        registers: whose place they take, float32, as many; nobody needs them any more
-        """
-        element = Int32 if self.image.keys == "int8" else Float32
-        shape = ((2, 2, self.image.tokens // 8), 1, 1)
-        if registers is None:
-            sums = cute.make_rmem_tensor(shape, element)
-        else:
-            sums = cute.make_tensor(cute.recast_ptr(registers.iterator, dtype=element), cute.make_layout(shape))
-        warpgroup.fence()
-        multiply(self.mma, sums, self.queries[None, None, None, 0], self.keys[None, None, None, stage], add=False)
-        warpgroup.commit_group()
-        return cute.make_tensor(sums.iterator, cute.make_layout(((2, 2), self.image.tokens // 8)))
+        """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`; see `issue_scores`."""
+        queries, keys = self.queries[None, None, None, 0], self.keys[None, None, None, stage]
+        return issue_scores(self.mma, queries, keys, self.image.tokens, registers)
 
     @cute.jit
     def dequantise(self, sums: cute.Tensor, stage: Int32, mask: Any) -> Any:

@@ -12,7 +12,7 @@ from cutlass.cute.nvgpu import warpgroup
 
 from .operand_planes import PLANE_BYTES_PER_ROW
 from .swizzled_tile import SwizzledTile
-from .warpgroup_mma import ROWS, block_operand, multiply, plane_operand, warpgroup_mma
+from .warpgroup_mma import ROWS, block_operand, issue_scores, plane_operand, warpgroup_mma
 
 __all__ = ["WarpgroupFloatScores"]
 
@@ -62,19 +62,9 @@ class WarpgroupFloatScores:
         return sums
 
     def issue(self, stage: Int32, registers: cute.Tensor | None = None) -> cute.Tensor:
-        """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`.
-
-        registers: whose place they take, float32, as many; nobody needs them any more
-        """
-        shape = ((2, 2, self.tile.tokens // 8), 1, 1)
-        if registers is None:
-            sums = cute.make_rmem_tensor(shape, Float32)
-        else:
-            sums = cute.make_tensor(cute.recast_ptr(registers.iterator, dtype=Float32), cute.make_layout(shape))
-        warpgroup.fence()
-        multiply(self.mma, sums, self.queries[None, None, None, 0], self.keys[None, None, None, stage], add=False)
-        warpgroup.commit_group()
-        return cute.make_tensor(sums.iterator, cute.make_layout(((2, 2), self.tile.tokens // 8)))
+        """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`; see `issue_scores`."""
+        queries, keys = self.queries[None, None, None, 0], self.keys[None, None, None, stage]
+        return issue_scores(self.mma, queries, keys, self.tile.tokens, registers)
 
     @cute.jit
     def dequantise(self, sums: cute.Tensor, stage: Int32, mask: Any) -> Any:

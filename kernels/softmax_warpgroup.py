@@ -49,6 +49,7 @@ FORMATS = {
     "float16": _Format(Float16, Float16, Float32, True, 8.0, 8.0, lambda p: pack_f16x2(*p)),
     "bfloat16": _Format(BFloat16, BFloat16, Float32, True, 8.0, 8.0, lambda p: pack_bf16x2(*p)),
 }
+"""By the name of V's format."""
 
 # 2^31 / 127 less what 16384 probabilities of at most 255 can add, rounded down.
 _SUM_BOUND = 12_700_000

@@ -11,7 +11,7 @@ from cutlass.cute.nvgpu import OperandMajorMode, warpgroup
 from .operand_planes import PLANE_BYTES_PER_ROW
 from .tile_image import StaticLayout
 
-__all__ = ["ROWS", "block_operand", "multiply", "plane_operand", "warpgroup_mma"]
+__all__ = ["ROWS", "block_operand", "issue_scores", "multiply", "plane_operand", "warpgroup_mma"]
 
 ROWS = 64
 """Rows of A, and of the accumulator, of a warpgroup's MMA."""
@@ -79,3 +79,22 @@ def multiply(mma: cute.TiledMma, sums: cute.Tensor, a: cute.Tensor, b: cute.Tens
     for k in range(cute.size(a.shape[2])):
         cute.mma_atom_call(atom, sums[None, 0, 0], a[None, 0, k], b[None, 0, k], sums[None, 0, 0])
         atom.set(warpgroup.Field.ACCUMULATE, True)
+
+
+def issue_scores(
+    mma: cute.TiledMma, queries: cute.Tensor, keys: cute.Tensor, tokens: int, registers: cute.Tensor | None = None
+) -> cute.Tensor:
+    """Issue and commit S = Q·Kᵀ; the sums, int32 or float32 ((2,2), n8 tile), are there after `warpgroup.wait_group`.
+
+    queries, keys: fragments of the MMA, (…, …, step); tokens: rows of K
+    registers: whose place the sums take, float32, as many; nobody needs them any more
+    """
+    element, layout = mma.op.acc_dtype, cute.make_layout(((2, 2, tokens // 8), 1, 1))
+    if registers is None:
+        sums = cute.make_rmem_tensor(layout, element)
+    else:
+        sums = cute.make_tensor(cute.recast_ptr(registers.iterator, dtype=element), layout)
+    warpgroup.fence()
+    multiply(mma, sums, queries, keys, add=False)
+    warpgroup.commit_group()
+    return cute.make_tensor(sums.iterator, cute.make_layout(((2, 2), tokens // 8)))

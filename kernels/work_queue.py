@@ -134,7 +134,7 @@ class WorkQueue:
         return first_lane if self.cluster == 1 else first_lane & (cute.arch.block_idx_in_cluster() == 0)
 
     def _read(self, slot: Int32, parity: Int32) -> Int32:
-        """Wait for the number in a slot."""
+        """Wait for the number in a slot; of lanes that all read the same, so that it is in a uniform register."""
         cute.arch.mbarrier_wait(self.mailbox + slot, parity)
         return cute.arch.warp_redux_sync(self._numbers()[slot], "min")
 
