@@ -132,8 +132,10 @@ def refusal(recipe: Recipe, arch: Arch, problem: Problem, config: AnyTileConfig 
             f"(there are multiples of {dims.step} from {dims[0]} to {dims[-1]}); {instead}"
         )
     tile = config or default_config(recipe, problem, arch)
-    tokens = _LARGEST_GRID * tile.rows // (problem.group if tile.pack_gqa else 1)
-    for name, most in (("batch", _LARGEST_GRID), ("heads", _LARGEST_GRID), ("seq_q", tokens)):
+    largest = {"batch": _LARGEST_GRID, "heads": _LARGEST_GRID}
+    if isinstance(tile, TileConfig):  # the others' blocks of rows lie along x
+        largest["seq_q"] = _LARGEST_GRID * tile.rows
+    for name, most in largest.items():
         if (value := getattr(problem, name)) > most:
             return f"{name}={value} has no kernel, a CUDA grid reaches {most}; split the call along that axis"
     return _kernel_refusal(recipe, problem.head_dim, problem.dtype, problem.causal, tile, arch)

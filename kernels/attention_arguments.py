@@ -72,7 +72,13 @@ def attention_arguments(
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one launch, as of `AttentionSm80`; maps: what the copies of K and V need besides, or None."""
+    """The arguments of one launch, in shapes and formats those of `AttentionSm80.__call__`, or of `AttentionSm90`'s.
+
+    keys, values: tile images and V's scales, or K and V themselves
+    maps:         what the copies of K and V need besides, or None
+
+    With packed query heads q, q_scale, q_bias, out and lse are the views of `packed_heads`.
+    """
 
     q: cute.Tensor
     q_scale: cute.Tensor | None

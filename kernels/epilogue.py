@@ -11,13 +11,18 @@ from cutlass import Boolean, Float32, Int32, const_expr, range_constexpr
 from cutlass.cutlass_dsl import select_
 
 from .operand_planes import lane_index
+from .quad_transpose import quad_transpose
 from .row_tile import RowTile
 from .sequence import SequenceBounds
+from .swizzled_tile import SwizzledTile
 from .tile_image import TileImage
 
-__all__ = ["Epilogue"]
+__all__ = ["OUTPUT_VECTOR", "Epilogue"]
 
 _LN2 = 0.6931471805599453
+
+OUTPUT_VECTOR = 8
+"""Channels that a lane stores together: 16 bytes."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Epilogue:
     bounds: SequenceBounds
     query: tuple
     warp_row: Int32
-    image: cutlass.Constexpr[TileImage | RowTile]
+    image: cutlass.Constexpr[TileImage | RowTile | SwizzledTile]
     m_tiles: cutlass.Constexpr[int]
 
     def row(self, r: int) -> Int32:
@@ -42,51 +47,101 @@ class Epilogue:
 
     @cute.jit
     def store_output(self, out: cute.Tensor, channels: tuple):
-        """out [rows, D] = O / Σ P · v_scale + v_mean, by stores as wide as a lane's runs of neighbouring channels.
+        """out [rows, D] = O / Σ P · v_scale + v_mean. A lane stores eight neighbouring channels, in as few pieces as
+        the output's alignment allows, and the four lanes of a row 64 bytes.
 
-        channels: v_scale and v_mean, float32 [D] or None. Runs of channels are inside D or outside as a whole
+        channels: v_scale and v_mean, float32 [D] or None
 
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
         its max (see `IntegerSoftmax`), and gets NaN.
         """
-        runs = out.shape[1] // self.image.output_run
         for r in range_constexpr(2 * self.m_tiles):
             row = self.row(r)
-            if row < self.bounds.all_rows:
-                total, _ = self.softmax.row_totals(r)
-                inverse, seen = Float32(0), self.bounds.key_limit(row) > 0
-                if seen:
-                    inverse = cute.math.rcp(total, approx=True, ftz=True)
-                    inverse = inverse + (inverse - inverse)  # NaN if 1/0: shifted right, a negative O ends as -1
-                inverse = inverse + self._nan_if_not_finite(row)
-                for g in range_constexpr(cute.ceil_div(runs, 4)):
-                    place = 4 * g + lane_index() % 4
-                    if const_expr(4 * (g + 1) <= runs):
-                        self._store_run(r, g, place, inverse, seen, out[row, None], channels)
-                    else:
-                        if place < runs:
-                            self._store_run(r, g, place, inverse, seen, out[row, None], channels)
+            if const_expr(self._gathers):
+                self._store_row(r, row, out[row, None], channels)
+            else:
+                if row < self.bounds.all_rows:
+                    self._store_row(r, row, out[row, None], channels)
 
-    def _store_run(
+    @property
+    def _gathers(self) -> bool:
+        """Whether a lane's neighbouring channels are two, and the four lanes of a row exchange them, of whole warps.
+
+        Otherwise V's channels are permuted in the tile image, so that a lane has eight.
+        """
+        return self.image.output_run < OUTPUT_VECTOR
+
+    @cute.jit
+    def _store_row(self, r: int, row: Int32, out_row: cute.Tensor, channels: tuple):
+        total, _ = self.softmax.row_totals(r)
+        inverse, seen = Float32(0), self.bounds.key_limit(row) > 0
+        if seen:
+            inverse = cute.math.rcp(total, approx=True, ftz=True)
+            inverse = inverse + (inverse - inverse)  # NaN if 1/0: shifted right, a negative O ends as -1
+        inverse = inverse + self._nan_if_not_finite(row)
+        vectors = out_row.shape[0] // OUTPUT_VECTOR
+        for g in range_constexpr(cute.ceil_div(vectors, 4)):
+            place = 4 * g + lane_index() % 4
+            if const_expr(self._gathers):
+                values = self._gathered(self._values(r, g, inverse, seen, out_row.element_type))
+                if row < self.bounds.all_rows and place < vectors:
+                    self._store(values, out_row, place)
+            elif const_expr(4 * (g + 1) <= vectors):
+                self._store_own(r, g, place, inverse, seen, out_row, channels)
+            else:
+                if place < vectors:
+                    self._store_own(r, g, place, inverse, seen, out_row, channels)
+
+    def _store_own(
         self, r: int, g: int, place: Int32, inverse: Float32, seen: Boolean, out_row: cute.Tensor, channels: tuple
     ) -> None:
-        """Channels run·place … of row ``r``, run = `output_run`: this lane's ``g``-th run of neighbours."""
-        run = self.image.output_run
-        scale = cute.make_rmem_tensor((run,), Float32)
-        values = cute.make_rmem_tensor((run,), out_row.element_type)
-        mean = cute.make_rmem_tensor((run,), Float32)
+        """Channels 8·place … of row ``r``: this lane's ``g``-th eight."""
+        scale, mean = (cute.make_rmem_tensor((OUTPUT_VECTOR,), Float32) for _ in range(2))
         scale.fill(1.0)
         for channel, factor in zip(channels, (scale, mean), strict=True):
             if const_expr(channel is not None):
-                cute.autovec_copy(cute.local_tile(channel, (run,), (place,)), factor)
-        for i in range(run):
-            o = self.softmax.output[(i % 2, r % 2), r // 2, run // 2 * g + i // 2].to(Float32)
-            o = o * inverse * scale[i]
-            if const_expr(channels[1] is not None):
+                cute.autovec_copy(cute.local_tile(channel, (OUTPUT_VECTOR,), (place,)), factor)
+        factors = scale, mean if channels[1] is not None else None
+        self._store(self._values(r, g, inverse, seen, out_row.element_type, *factors), out_row, place)
+
+    def _values(
+        self,
+        r: int,
+        g: int,
+        inverse: Float32,
+        seen: Boolean,
+        element: Any,
+        scale: cute.Tensor | None = None,
+        mean: cute.Tensor | None = None,
+    ) -> cute.Tensor:
+        """What this lane has of n8 tiles 4·g … 4·g + 3 of row ``r``, scaled and converted; zeros past the last tile."""
+        values = cute.make_rmem_tensor((OUTPUT_VECTOR,), element)
+        tiles = self.image.value_channels // 8
+        for i in range(OUTPUT_VECTOR):
+            tile = 4 * g + i // 2
+            if tile >= tiles:
+                values[i] = Float32(0).to(element)
+                continue
+            o = self.softmax.output[(i % 2, r % 2), r // 2, tile].to(Float32) * inverse
+            if const_expr(scale is not None):
+                o = o * scale[i]
+            if const_expr(mean is not None):
                 o = o + mean[i]
             # Of a row without keys `inverse` is the result, 0 or NaN, whatever V's channel holds.
-            values[i] = Float32(select_(seen, o, inverse)).to(values.element_type)
-        cute.autovec_copy(values, cute.local_tile(out_row, (run,), (place,)))
+            values[i] = Float32(select_(seen, o, inverse)).to(element)
+        return values
+
+    @staticmethod
+    def _gathered(values: cute.Tensor) -> cute.Tensor:
+        """The pairs of four n8 tiles -> lane t's eight channels, those of the t-th tile."""
+        words = cute.recast_tensor(values, Int32)
+        for j, word in enumerate(quad_transpose([words[j] for j in range(4)])):
+            words[j] = word
+        return values
+
+    @staticmethod
+    def _store(values: cute.Tensor, out_row: cute.Tensor, place: Int32) -> None:
+        cute.autovec_copy(values, cute.local_tile(out_row, (OUTPUT_VECTOR,), (place,)))
 
     @cute.jit
     def store_lse(self, lse: cute.Tensor):

@@ -57,6 +57,7 @@ class RowTile:
 
     values_transposed = False
     output_run = 2
+    """Neighbouring channels of the output that a lane holds."""
 
     def value_fragment(self, n: int, k: int) -> int:
         """Byte from `v_offset` of the first row of tokens 16·k …, in the plane of channels 16·n …."""

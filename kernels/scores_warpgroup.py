@@ -87,8 +87,7 @@ class WarpgroupScores:
 
     def issue(self, stage: Int32, registers: cute.Tensor | None = None) -> cute.Tensor:
         """As `multiply`, but the sums are not there before the next `warpgroup.wait_group`; see `issue_scores`."""
-        queries, keys = self.queries[None, None, None, 0], self.keys[None, None, None, stage]
-        return issue_scores(self.mma, queries, keys, self.image.tokens, registers)
+        return issue_scores(self.mma, self.queries, self.keys, stage, self.image.tokens, registers)
 
     @cute.jit
     def dequantise(self, sums: cute.Tensor, stage: Int32, mask: Any) -> Any:

@@ -62,6 +62,7 @@ class SwizzledTile:
     value_rows = value_channels
     sum_rows = 0
     output_run = 2
+    """Neighbouring channels of the output that a lane holds."""
 
     @property
     def operand_bytes(self) -> int:

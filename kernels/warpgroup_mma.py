@@ -82,11 +82,16 @@ def multiply(mma: cute.TiledMma, sums: cute.Tensor, a: cute.Tensor, b: cute.Tens
 
 
 def issue_scores(
-    mma: cute.TiledMma, queries: cute.Tensor, keys: cute.Tensor, tokens: int, registers: cute.Tensor | None = None
+    mma: cute.TiledMma,
+    queries: cute.Tensor,
+    keys: cute.Tensor,
+    stage: Int32,
+    tokens: int,
+    registers: cute.Tensor | None = None,
 ) -> cute.Tensor:
     """Issue and commit S = Q·Kᵀ; the sums, int32 or float32 ((2,2), n8 tile), are there after `warpgroup.wait_group`.
 
-    queries, keys: fragments of the MMA, (…, …, step); tokens: rows of K
+    queries, keys: fragments of the MMA with the stage last, Q's one and K's ``stage``; tokens: rows of K
     registers: whose place the sums take, float32, as many; nobody needs them any more
     """
     element, layout = mma.op.acc_dtype, cute.make_layout(((2, 2, tokens // 8), 1, 1))
@@ -95,6 +100,6 @@ def issue_scores(
     else:
         sums = cute.make_tensor(cute.recast_ptr(registers.iterator, dtype=element), layout)
     warpgroup.fence()
-    multiply(mma, sums, queries, keys, add=False)
+    multiply(mma, sums, queries[None, None, None, 0], keys[None, None, None, stage], add=False)
     warpgroup.commit_group()
     return cute.make_tensor(sums.iterator, cute.make_layout(((2, 2), tokens // 8)))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cute_attn
-from cute_attn import Problem, WarpgroupTileConfig, dispatch, emulator, recipes
+from cute_attn import Problem, TileConfig, WarpgroupTileConfig, dispatch, emulator, recipes
 from cute_attn.arch import ARCHS
 
 from . import test_attention_sm90_16bit as floats
@@ -167,10 +167,11 @@ def test_when_heads_are_packed(heads, kv_heads, seq_q, packs, warpgroups):
 
 def test_refusals():
     recipe = recipes()["int8_fp8"]
-    most = 65535 * PACKED.rows
-    problem = Problem(1, 8, 1, most // 8 + 1, 4096, 128, "float16")
-    assert dispatch.supports(recipe, "sm_90a", problem)
-    reason = dispatch.supports(recipe, "sm_90a", problem, PACKED).reason
-    assert reason is not None and reason.startswith(f"seq_q={most // 8 + 1} has no kernel")
+    problem = Problem(1, 8, 1, 65535 * PACKED.rows + 1, 4096, 128, "float16")
+    assert dispatch.supports(recipe, "sm_90a", problem, PACKED)
+    warp_tile = TileConfig()
+    reason = dispatch.supports(recipes()["int8"], "sm_90a", problem, warp_tile).reason
+    most = 65535 * warp_tile.rows
+    assert reason == f"seq_q={problem.seq_q} has no kernel, a CUDA grid reaches {most}; split the call along that axis"
     with pytest.raises(ValueError, match="config.pack_gqa=1; use True or False"):
         WarpgroupTileConfig(pack_gqa=1)

@@ -224,7 +224,7 @@ def test_barriers_count_what_arrives(name: str, head_dim: int) -> None:
     assert found.full == (1,) * config.stages
     assert found.empty == (4 * config.warpgroups,) * config.stages
     assert found.own == 1
-    assert (found.posted, found.taken) == ((1, 1), (4 * config.warpgroups,) * 2)
+    assert (found.queue_full, found.queue_empty) == ((1, 1), (4 * config.warpgroups,) * 2)
 
 
 def test_the_timeline_is_that_of_a_ring() -> None:

@@ -25,6 +25,7 @@ from layouts.tiles import ARCH_NAMES, HEAD_DIM, HEAD_DIMS, LOOP_NAMES, NAMES, co
 from cute_attn import jit
 from cute_attn.arch import ARCHS
 from cute_attn.kernels.attention_sm80 import AttentionSm80
+from cute_attn.kernels.epilogue import OUTPUT_VECTOR
 from cute_attn.kernels.operand_planes import a_fragment_row, b_fragment_row, operand_planes
 from cute_attn.kernels.tile_image import KEY_BITS, TILE_TOKENS, VALUE_BYTES, StaticLayout, TileImage
 from cute_attn.sass import disassemble
@@ -166,15 +167,17 @@ def test_stores_are_runs_of_neighbouring_channels(name: str, head_dim: int) -> N
     """And each channel of D is stored once, by the lanes that the table of padding counts; none past D is."""
     kernel = AttentionSm80(config_of(name, head_dim))
     image = kernel.image
-    run = image.output_run
+    run = OUTPUT_VECTOR
     stored, storing = [], 0
     for lane, group in itertools.product(range(QUAD), range(-(-head_dim // (QUAD * run)))):
         if QUAD * group + lane >= head_dim // run:
             continue  # as `store_output` predicates runs
         storing += 1
-        channels = [
-            image.output_channels(2 * lane + i % 2, run // 2 * group + i // 2) for i in range(run)
-        ]  # as `store_output` gathers them
+        if image.output_run == run:  # a lane's own, of four n8 tiles
+            places = [(2 * lane + i % 2, QUAD * group + i // 2) for i in range(run)]
+        else:  # after `quad_transpose` those of one n8 tile, of four lanes
+            places = [(i, QUAD * group + lane) for i in range(run)]
+        channels = [image.output_channels(*place) for place in places]
         assert channels == list(range(QUAD * run * group + run * lane, QUAD * run * group + run * lane + run))
         if isinstance(image, TileImage):
             assert lane_channels(image, lane, group) == channels

@@ -7,6 +7,7 @@ from typing import Any
 
 from cute_attn.kernels.atoms import cp_async_atom, ldmatrix_atom
 from cute_attn.kernels.attention_sm80 import AttentionConfig, AttentionSm80
+from cute_attn.kernels.epilogue import OUTPUT_VECTOR
 
 from .fragments import fragments
 from .tiles import mmas_of
@@ -53,5 +54,5 @@ def copies(config: AttentionConfig) -> tuple[Copy, ...]:
             Copy("delta, global → shared", _vector("LDGSTS.E.BYPASS", bulk), bulk),
             Copy("delta, shared → registers", _vector("LDS", 4 * len(tokens)), 4 * len(tokens)),
         ]
-    run = _OUTPUT_BYTES * kernel.image.output_run
+    run = _OUTPUT_BYTES * OUTPUT_VECTOR
     return (*found, Copy("O, registers → global", _vector("STG.E", run), run))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cute_attn.kernels.attention_sm80 import AttentionSm80
+from cute_attn.kernels.epilogue import OUTPUT_VECTOR
 from cute_attn.kernels.tile_image import KEY_BITS, TILE_TOKENS, VALUE_BYTES, TileImage
 
 from .permutations import QUAD
@@ -53,7 +54,7 @@ def padding(kernel: AttentionSm80) -> Padding:
         nbytes=image.nbytes,
         share=1 - filled / image.nbytes,
         chunks=chunks,
-        runs=_runs(head_dim // image.output_run),
+        runs=_runs(head_dim // OUTPUT_VECTOR),
     )
 
 

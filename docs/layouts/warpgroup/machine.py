@@ -39,8 +39,8 @@ class Barriers:
     full: tuple[int, ...]
     empty: tuple[int, ...]
     own: int
-    posted: tuple[int, ...]
-    taken: tuple[int, ...]
+    queue_full: tuple[int, ...]
+    queue_empty: tuple[int, ...]
 
 
 @cache

@@ -45,8 +45,8 @@ _ARRIVALS = {
     "full": ("the producer: `arrive.expect_tx`, and the bytes of the copy", "consumers, before they read the stage"),
     "empty": ("lane 0 of every consumer warp that has read the stage", "the producer, before it asks for a tile"),
     "own": ("the producer", "the producer, for a last tile of V that it has to clear (`TensorTiles`)"),
-    "posted": ("the producer, when it has written the number of a block", "consumers, before they read it"),
-    "taken": ("lane 0 of every consumer warp, after its main loop", "the producer, before it writes there again"),
+    "queue full": ("the producer, when it has written the number of a block", "consumers, before they read it"),
+    "queue empty": ("lane 0 of every consumer warp, after its main loop", "the producer, before it writes there again"),
 }
 
 
@@ -59,8 +59,8 @@ def barrier_table() -> str:
             "full": found.full,
             "empty": found.empty,
             "own": (found.own,),
-            "posted": found.posted,
-            "taken": found.taken,
+            "queue full": found.queue_full,
+            "queue empty": found.queue_empty,
         }
         for which, arrivals in counts.items():
             (count,) = set(arrivals)
