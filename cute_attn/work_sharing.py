@@ -14,14 +14,13 @@ of the few, with many blocks each, that it pretends for kernels of others."""
 
 
 def multiprocessors(device: torch.device) -> int:
-    """Of a device; for the CPU those of an H100, unless `emulator.settings` asks for another number than usual."""
+    """Of a device; for the CPU those of an H100, unless `emulator.settings` says how many."""
     if device.type == "cuda":
         return _of_gpu(device)
-    from cute_attn.emulator.device import MULTIPROCESSORS
     from cute_attn.emulator.settings import current_settings
 
     asked = current_settings().multiprocessors
-    return _EMULATED if asked == MULTIPROCESSORS else asked
+    return _EMULATED if asked is None else asked
 
 
 @functools.lru_cache(maxsize=64)

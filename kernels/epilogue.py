@@ -50,7 +50,7 @@ class Epilogue:
         """out [rows, D] = O / Σ P · v_scale + v_mean. A lane stores eight neighbouring channels, in as few pieces as
         the output's alignment allows, and the four lanes of a row 64 bytes.
 
-        channels: v_scale and v_mean, float32 [D] or None
+        channels: v_scale and v_mean, float32 [D] or None; both None where V is the caller's own tensor
 
         A row that sees no key gets zeros. One that sees some and has Σ P = 0 had scores too large for float32 to hold
         its max (see `IntegerSoftmax`), and gets NaN.

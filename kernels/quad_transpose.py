@@ -14,7 +14,8 @@ __all__ = ["quad_transpose"]
 def quad_transpose(registers: list[Int32]) -> list[Int32]:
     """Lane t's register j becomes lane j's register t, t and j of four, by four shuffles. All lanes of a warp call.
 
-    One bit of both numbers at a time: lanes that differ in it exchange the register that they have too many.
+    registers: four int32. One bit of both numbers at a time: of two lanes that differ in it, each gives the other one
+    those of its registers whose number has the other lane's bit.
     """
     own = list(registers)
     for bit in (1, 2):

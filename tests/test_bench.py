@@ -184,7 +184,7 @@ def test_tile_configs_from_the_command_line():
     (refused,) = chosen_recipes(["int8_fp8@overlap=true"], "sm_90a")
     assert "use warpgroups=2" in refused.supports(problem).reason
     (other,) = chosen_recipes(["int8_fp8@warps=4"], "sm_90a")
-    assert "warps" in other.supports(problem).reason
+    assert "has no field 'warps'; use one of warpgroups" in other.supports(problem).reason
     with pytest.raises(ValueError, match="'speed=1' is not FIELD=VALUE; fields are cluster, fma_eighths, m_tiles"):
         chosen_recipes(["int8@speed=1"], "sm_90a")
 

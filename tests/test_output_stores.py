@@ -28,9 +28,9 @@ def test_stores_are_as_wide_as_the_alignment(arch, name, align, instruction):
 
 
 @pytest.mark.parametrize("arch", KERNELS)
-@pytest.mark.parametrize(("recipe", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+@pytest.mark.parametrize(("recipe", "dtype", "limit"), [("fp16", torch.float16, 1e-3), ("bf16", torch.bfloat16, 6e-3)])
 @pytest.mark.parametrize(("head_dim", "gap"), [(24, 1), (40, 8), (72, 4), (128, 2)])
-def test_lanes_exchange_channels_of_their_own_rows_alone(device, arch, recipe, dtype, head_dim, gap):
+def test_lanes_exchange_channels_of_their_own_rows_alone(device, arch, recipe, dtype, limit, head_dim, gap):
     """As the same problem with a compact output; the elements between the rows, and what follows, are left alone."""
     g = torch.Generator().manual_seed(head_dim)
     q, k, v = (torch.randn(1, 2, s, head_dim, generator=g).to(device, dtype) for s in (77, 150, 150))
@@ -41,4 +41,4 @@ def test_lanes_exchange_channels_of_their_own_rows_alone(device, arch, recipe, d
     assert torch.equal(out, expected)
     assert frame[..., head_dim:].eq(7).all() and frame[:, 77:].eq(7).all()
     exact, _ = cute_attn.reference.attention(q.cpu(), k.cpu(), v.cpu())
-    assert cute_attn.reference.errors(out.cpu(), exact).rel_l2 < 0.006
+    assert cute_attn.reference.errors(out.cpu(), exact).rel_l2 < limit

@@ -66,8 +66,9 @@ def test_an_emulated_launch_that_ends_halfway_leaves_the_next_one_alone():
 def test_the_emulated_chip_has_as_many_multiprocessors_as_its_settings_say():
     cpu = torch.device("cpu")
     assert multiprocessors(cpu) == 132
-    with emulator.settings(multiprocessors=7):
-        assert multiprocessors(cpu) == 7
+    for asked in (4, 7):
+        with emulator.settings(multiprocessors=asked):
+            assert multiprocessors(cpu) == asked
 
 
 def test_tile_config_says_so():

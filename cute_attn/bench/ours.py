@@ -30,10 +30,15 @@ class Ours:
         self.quantises = recipe.quantises
 
     def config(self, problem: Problem) -> AnyTileConfig | None:
-        """The tile config to ask for; None: the default. Raises TypeError for fields that the default's class lacks."""
+        """The tile config to ask for; None: the default. Raises ValueError for fields that the default lacks."""
         if not self._tile:
             return None
-        return dataclasses.replace(default_config(self.recipe, problem, arch_from_name(self.arch)), **self._tile)
+        default = default_config(self.recipe, problem, arch_from_name(self.arch))
+        fields = [field.name for field in dataclasses.fields(default)]
+        if unknown := [name for name in self._tile if name not in fields]:
+            kind = type(default).__name__
+            raise ValueError(f"a {kind}, of {self.arch}, has no field {unknown[0]!r}; use one of {', '.join(fields)}")
+        return dataclasses.replace(default, **self._tile)
 
     def formats(self, problem: Problem) -> Formats:
         return Formats(self.recipe.qk_format, self.recipe.pv_format, self.recipe.accumulate)
@@ -47,7 +52,7 @@ class Ours:
             return Support(reason)
         try:
             return Support(refusal(self.recipe, arch, problem, self.config(problem)))
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             return Support(str(error))
 
     def prepare(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, problem: Problem) -> Prepared:

@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=usual.multiprocessors,
         metavar="N",
-        help="how many the GPU has, by which persistent kernels size their grid (default: %(default)s)",
+        help="how many the GPU has, by which persistent kernels size their grid "
+        f"(default: {usual.device_multiprocessors})",
     )
     parser.add_argument(
         "--uninitialized-shared",

@@ -316,7 +316,7 @@ def session(spans: list[Span], arch: str) -> Iterator[None]:
     """
     with _runtime.lock:
         _runtime.bind()
-        outer, current = _runtime.session, _Session(device_for(arch, current_settings().multiprocessors), spans)
+        outer, current = _runtime.session, _Session(device_for(arch, current_settings().device_multiprocessors), spans)
         _runtime.session = current
         try:
             yield

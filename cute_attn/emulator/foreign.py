@@ -137,6 +137,6 @@ def _answer_hardware_questions() -> None:
     from cutlass.utils import HardwareInfo
 
     def clusters(self: Any, cluster_size: int, *args: Any, **kwargs: Any) -> int:
-        return max(current_settings().multiprocessors // cluster_size, 1)
+        return max(current_settings().device_multiprocessors // cluster_size, 1)
 
     HardwareInfo.get_max_active_clusters = clusters

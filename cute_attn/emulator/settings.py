@@ -28,7 +28,8 @@ class Settings:
                           that load rows and never use them
     accumulation:         tensor cores sum in "float32", or as the "hardware" does (see `tensor_core`; slower)
     races:                look for accesses to shared memory that nothing orders (see `races`)
-    multiprocessors:      how many the pretended device has, by which persistent kernels size their grid
+    multiprocessors:      how many the pretended device has, by which persistent kernels size their grid; None: as many
+                          as suit, `device.MULTIPROCESSORS` for programs of others
     profile:              measure seconds per instruction family (slower)
     traffic:              count the bytes of global memory that instructions move, `LaunchRecord.traffic` (slower)
     trace:                record what warps do and wait for (see `trace`)
@@ -38,7 +39,7 @@ class Settings:
     uninitialized_shared: Literal["error", "poison"] = "error"
     accumulation: Literal["float32", "hardware"] = "float32"
     races: bool = True
-    multiprocessors: int = MULTIPROCESSORS
+    multiprocessors: int | None = None
     profile: bool = False
     traffic: bool = False
     trace: Recorder | None = None
@@ -47,13 +48,19 @@ class Settings:
         """Raises ValueError for what a launch could not do, where it is asked for."""
         if self.seed is not None and not (isinstance(self.seed, Integral) and self.seed >= 0):
             raise ValueError(f"seed={self.seed!r}: a number from 0 on, or None for the fixed order")
-        if not (isinstance(self.multiprocessors, Integral) and self.multiprocessors > 0):
-            raise ValueError(f"multiprocessors={self.multiprocessors!r}: a positive number")
+        wanted = self.multiprocessors
+        if wanted is not None and not (isinstance(wanted, Integral) and wanted > 0):
+            raise ValueError(f"multiprocessors={wanted!r}: a positive number, or None for the usual one")
         for name, known in (("uninitialized_shared", ("error", "poison")), ("accumulation", ("float32", "hardware"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name}={getattr(self, name)!r}: one of {', '.join(map(repr, known))}")
         if self.trace is not None and not hasattr(self.trace, "begin"):
             raise ValueError(f"trace={self.trace!r}: a Recorder; emulator.trace(path) makes one and writes the file")
+
+    @property
+    def device_multiprocessors(self) -> int:
+        """Of the pretended device."""
+        return MULTIPROCESSORS if self.multiprocessors is None else self.multiprocessors
 
 
 _USUAL = Settings()

@@ -21,7 +21,7 @@ def install(arch: str) -> None:
     """Pretend that there is one CUDA device, of architecture ``arch``, in PyTorch and in ``cuda.bindings``."""
 
     def device() -> Device:
-        return device_for(arch, current_settings().multiprocessors)
+        return device_for(arch, current_settings().device_multiprocessors)
 
     mode.__enter__()  # for the rest of the process, as torch.set_default_device does
     replace_torch_cuda(device)
